@@ -1,0 +1,1 @@
+"""Riemannian manifolds in one chart, their algebra, and the curves on them."""

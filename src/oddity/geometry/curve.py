@@ -1,0 +1,117 @@
+"""The geodesic as a value: where it runs, how long it is, and whether to believe it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oddity.numerics.chain import interpolate_chain, node_slopes
+
+__all__ = ["Geodesic"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Geodesic:
+    """Geodesics of a batch of end points, each with its own certificate.
+
+    Attributes
+    ----------
+    points : Tensor
+        ``(*, n+1, d)``, nodes at equal steps of Riemannian length: t = 0, 1/n, ..., 1.
+    length : Tensor
+        ``(*,)``, measured on a grid finer than the one that was solved.
+    length_error : Tensor
+        ``(*,)``, an estimate of the error of ``length`` as the length of the true geodesic in this valley.
+    converged : Tensor
+        ``(*,)`` bool: stationary, resolved by its grid, and no longer than the straight line.
+    why
+        A sentence for each curve that did not converge, ``""`` for the others; a string for a single
+        curve, otherwise nested lists in the shape of the batch.
+    iterations : Tensor
+        ``(*,)``, solver iterations spent on the curve, over all grids.
+    start
+        Which start won: ``"line"``, ``"curve"``, ``"roadmap"`` or ``"closed form"``; nested like ``why``.
+
+    Examples
+    --------
+    >>> import oddity
+    >>> g = oddity.Sphere(2).geodesic(torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.0]))
+    >>> g
+    Geodesic(length=1.571, converged=True)
+    >>> g(torch.tensor([0.0, 0.5, 1.0])).shape
+    torch.Size([3, 2])
+    """
+
+    points: Tensor
+    length: Tensor
+    length_error: Tensor
+    converged: Tensor
+    why: Any
+    iterations: Tensor
+    start: Any
+
+    def __call__(self, t: Tensor | float) -> Tensor:
+        """Position at the share t of the length: t ``(T,)`` gives ``(*, T, d)``, a number ``(*, d)``.
+
+        Raises
+        ------
+        ValueError
+            If t leaves [0, 1] or has more than one axis.
+        """
+        return self._at(t, self.points)
+
+    def velocity(self, t: Tensor | float) -> Tensor:
+        """Derivative dz/dt at t, of constant Riemannian norm ``length``: shapes as for the position."""
+        n = self.points.shape[-2] - 1
+        return self._at(t, n * node_slopes(self.points))
+
+    def _at(self, t: Tensor | float, nodes: Tensor) -> Tensor:
+        times = torch.as_tensor(t, dtype=nodes.dtype, device=nodes.device)
+        if times.ndim > 1:
+            raise ValueError(f"t has shape {tuple(times.shape)}; give a number or one axis of times in [0, 1]")
+        if not bool(((times >= 0) & (times <= 1)).all()):
+            bad = times.flatten()[~((times >= 0) & (times <= 1)).flatten()][0]
+            raise ValueError(f"t = {bad:.4g} lies outside [0, 1], where the geodesic ends")
+        value = interpolate_chain(nodes, times.reshape(-1))
+        return value if times.ndim else value[..., 0, :]
+
+    def require(self) -> Geodesic:
+        """Return self, or raise if any curve did not converge.
+
+        Raises
+        ------
+        RuntimeError
+            Naming how many curves failed, and the reason of the first.
+        """
+        if bool(self.converged.all()):
+            return self
+        failed = (~self.converged).flatten().nonzero().flatten().tolist()
+        reasons = [self.why] if isinstance(self.why, str) else _flat(self.why)
+        raise RuntimeError(
+            f"{len(failed)} of {self.converged.numel()} geodesics did not converge; "
+            f"number {failed[0]}: {reasons[failed[0]]}"
+        )
+
+    def __repr__(self) -> str:
+        if self.length.ndim == 0:
+            return f"Geodesic(length={float(self.length):.4g}, converged={bool(self.converged)})"
+        if self.length.numel() == 0:
+            return "Geodesic(0 curves)"
+        low, high, done = self.length.min(), self.length.max(), int(self.converged.sum())
+        return f"Geodesic({self.length.numel()} curves, length {low:.4g} to {high:.4g}, {done} converged)"
+
+
+def nested(flat: list[str], shape: torch.Size) -> Any:
+    """Fold a flat list into nested lists of the given shape; a single item for the empty shape."""
+    if len(shape) == 0:
+        return flat[0]
+    width = math.prod(shape[1:])
+    return [nested(flat[i * width : (i + 1) * width], shape[1:]) for i in range(shape[0])]
+
+
+def _flat(tree: Any) -> list[str]:
+    return [tree] if isinstance(tree, str) else [leaf for branch in tree for leaf in _flat(branch)]

@@ -1,0 +1,126 @@
+"""A roadmap over the codes: where the data are, and how to get from one place to another through them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oddity.geometry.manifold import Manifold
+from oddity.numerics.graph import bridge, knn_edges, shortest_paths
+
+__all__ = ["Roadmap"]
+
+
+class Roadmap:
+    """The k-nearest-neighbour graph of a set of codes, its edges as long as the manifold says.
+
+    A geodesic found by a local method depends on its start. The shortest path on this graph is a start that knows
+    the whole latent space: it goes around holes that a straight line crosses.
+
+    Parameters
+    ----------
+    M
+        The manifold.
+    codes
+        ``(n, d)``, n >= 2.
+    k
+        Neighbours of each code.
+    steps
+        Segments on which the length of a straight edge is measured.
+
+    Attributes
+    ----------
+    codes : Tensor
+        ``(n, d)``.
+    edges : Tensor
+        ``(E, 2)``, each once. Separate parts of the graph are joined by their shortest gaps, whose Riemannian
+        lengths say what the crossing costs.
+    lengths : Tensor
+        ``(E,)``, the Riemannian length of each straight edge.
+
+    Raises
+    ------
+    ValueError
+        If the codes are unusable, or an edge has no finite length.
+
+    Notes
+    -----
+    Chen et al., "Fast Approximate Geodesics for Deep Generative Models", ICANN 2019.
+
+    Examples
+    --------
+    >>> import oddity
+    >>> codes = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    >>> roads = Roadmap(oddity.Euclidean(), codes)
+    >>> roads.paths(codes[:3], codes[3:6], 16).shape
+    torch.Size([3, 17, 2])
+    """
+
+    def __init__(self, M: Manifold, codes: Tensor, *, k: int = 10, steps: int = 8) -> None:
+        M.admit(codes, "codes")
+        if codes.ndim != 2 or len(codes) < 2:
+            raise ValueError(f"codes have shape {tuple(codes.shape)}; a roadmap needs (n, d) with n >= 2")
+        if k < 1 or steps < 1:
+            raise ValueError(f"k and steps must be at least 1, got {k} and {steps}")
+        self.M, self.k, self.steps = M, k, steps
+        self.codes = codes.detach()
+        points = self.codes.cpu().numpy()
+        near = knn_edges(points, k)
+        self.edges = torch.from_numpy(np.concatenate([near, bridge(points, near)])).to(codes.device)
+        self.lengths = self._straight(self.codes[self.edges[:, 0]], self.codes[self.edges[:, 1]])
+        if not bool(self.lengths.isfinite().all()):
+            i, j = self.edges[~self.lengths.isfinite()][0].tolist()
+            raise ValueError(f"the edge between codes {i} and {j} has no finite length; is the metric finite there?")
+
+    def __repr__(self) -> str:
+        return f"Roadmap({self.M}, {len(self.codes)} codes, {len(self.edges)} edges)"
+
+    def paths(self, a: Tensor, b: Tensor, n: int) -> Tensor:
+        """Shortest paths from a to b through the codes, on n segments of equal length: ``(B, d) -> (B, n+1, d)``.
+
+        Each end is joined to its k nearest codes, and to no other end, so that a path does not depend on its
+        companions.
+        """
+        if len(a) == 0:
+            return a[:, None].expand(-1, n + 1, -1)
+        nodes, edges, lengths = self._with_ends(a, b)
+        at = np.arange(len(a)) + len(self.codes)
+        way = shortest_paths(len(nodes), edges, lengths, at, at + len(a))
+        return _resampled(self.M, nodes[torch.from_numpy(way).to(nodes.device)], n)
+
+    def _straight(self, a: Tensor, b: Tensor) -> Tensor:
+        t = torch.linspace(0, 1, self.steps + 1, dtype=a.dtype, device=a.device)[:, None]
+        with torch.no_grad():
+            return self.M._lengths(a[:, None] + t * (b - a)[:, None])
+
+    def _with_ends(self, a: Tensor, b: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        """The graph with edges from each start into the codes and from the codes to each end."""
+        B, n = len(a), len(self.codes)
+        ends = torch.cat([a, b])
+        k = min(self.k, n)
+        near = torch.cdist(ends, self.codes).topk(k, largest=False).indices  # (2B, k)
+        out = torch.arange(2 * B, device=a.device)[:, None].expand(-1, k) + n
+        joins = self._straight(ends[:, None].expand(-1, k, -1).reshape(-1, a.shape[-1]), self.codes[near.flatten()])
+        leave = torch.stack([out[:B], near[:B]], -1).reshape(-1, 2)
+        enter = torch.stack([near[B:], out[B:]], -1).reshape(-1, 2)
+        edges = torch.cat([self.edges, self.edges.flip(1), leave, enter])
+        lengths = torch.cat([self.lengths, self.lengths, joins])
+        # a sparse graph cannot hold an edge of length zero, such as from an end that is a code
+        tiny = torch.finfo(lengths.dtype).tiny
+        return torch.cat([self.codes, ends]), edges.cpu().numpy(), lengths.clamp(min=tiny).cpu().numpy()
+
+
+def _resampled(M: Manifold, polyline: Tensor, n: int) -> Tensor:
+    """Put polylines ``(B, P, d)`` on n segments of equal Riemannian length: ``(B, n+1, d)``."""
+    with torch.no_grad():
+        sides = M._lengths(torch.stack([polyline[:, :-1], polyline[:, 1:]], 2))  # (B, P-1)
+    travelled = torch.nn.functional.pad(sides.cumsum(-1), (1, 0))  # (B, P)
+    goal = torch.linspace(0, 1, n + 1, dtype=sides.dtype, device=sides.device) * travelled[:, -1:]
+    side = (torch.searchsorted(travelled, goal, right=True) - 1).clamp(0, sides.shape[1] - 1)  # (B, n+1)
+    width = sides.gather(1, side)
+    share = ((goal - travelled.gather(1, side)) / torch.where(width > 0, width, 1.0)).clamp(0, 1)
+    left, right = (polyline.gather(1, (side + s)[..., None].expand(-1, -1, polyline.shape[-1])) for s in (0, 1))
+    chain = left + share[..., None] * (right - left)
+    chain[:, 0], chain[:, -1] = polyline[:, 0], polyline[:, -1]
+    return chain

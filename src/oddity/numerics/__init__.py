@@ -1,0 +1,1 @@
+"""Generic solvers that know no geometry: derivatives, chains, block-tridiagonal systems, graphs."""

@@ -1,0 +1,104 @@
+"""Neighbour graphs and shortest paths on them: global starts for curves that are then refined locally."""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components, dijkstra
+from sklearn.neighbors import NearestNeighbors
+
+__all__ = ["bridge", "knn_edges", "shortest_paths"]
+
+Points = NDArray[np.floating]
+Edges = NDArray[np.int64]
+
+
+def knn_edges(points: Points, k: int) -> Edges:
+    """Edges of the symmetrised k-nearest-neighbour graph, each once: ``(n, d) -> (E, 2)``, first < second.
+
+    Examples
+    --------
+    >>> knn_edges(np.array([[0.0], [1.0], [5.0]]), k=1).tolist()
+    [[0, 1], [1, 2]]
+    """
+    n = len(points)
+    if n < 2:
+        return np.empty((0, 2), np.int64)
+    neighbours = NearestNeighbors(n_neighbors=min(k, n - 1)).fit(points).kneighbors(return_distance=False)
+    pairs = np.stack([np.repeat(np.arange(n), neighbours.shape[1]), neighbours.ravel()], 1)
+    return np.unique(np.sort(pairs, 1), axis=0).astype(np.int64)
+
+
+def bridge(points: Points, edges: Edges) -> Edges:
+    """Return the extra edges that connect the graph: for each smaller part, its shortest way out, until one is left.
+
+    Examples
+    --------
+    >>> bridge(np.array([[0.0], [1.0], [5.0], [6.0]]), np.array([[0, 1], [2, 3]])).tolist()
+    [[1, 2]]
+    """
+    found: list[tuple[int, int]] = []
+    while True:
+        every = np.concatenate([edges, np.array(found, np.int64).reshape(-1, 2)])
+        parts, label = connected_components(_adjacency(len(points), every, np.ones(len(every))), directed=False)
+        if parts <= 1:
+            return np.array(found, np.int64).reshape(-1, 2)
+        inside = label == np.bincount(label).argmin()
+        inner, outer = np.flatnonzero(inside), np.flatnonzero(~inside)
+        distance, nearest = NearestNeighbors(n_neighbors=1).fit(points[outer]).kneighbors(points[inner])
+        best = int(distance[:, 0].argmin())
+        found.append((int(min(inner[best], outer[nearest[best, 0]])), int(max(inner[best], outer[nearest[best, 0]]))))
+
+
+def shortest_paths(
+    n: int, edges: Edges, lengths: Points, sources: Edges, targets: Edges, *, block: int = 256
+) -> NDArray[np.int64]:
+    """Shortest paths between pairs of nodes of a directed graph.
+
+    Parameters
+    ----------
+    n
+        Number of nodes.
+    edges, lengths
+        ``(E, 2)`` directed edges and their positive lengths ``(E,)``.
+    sources, targets
+        ``(B,)``, the ends of each path.
+    block
+        Sources searched at a time, which bounds the memory to about 12 n block bytes.
+
+    Returns
+    -------
+    ndarray
+        ``(B, P)`` node numbers from source to target, filled up with the target. A row of -1 where there is none.
+
+    Examples
+    --------
+    >>> line = np.array([[0, 1], [1, 2], [0, 2]])
+    >>> shortest_paths(3, line, np.array([1.0, 1.0, 5.0]), np.array([0, 2]), np.array([2, 0])).tolist()
+    [[0, 1, 2], [-1, -1, -1]]
+    """
+    graph = _adjacency(n, edges, lengths)
+    blocks: list[NDArray[np.int64]] = []
+    for at in range(0, len(sources), block):
+        begin, end = sources[at : at + block], targets[at : at + block]
+        unique, row = np.unique(begin, return_inverse=True)
+        _, predecessor = dijkstra(graph, indices=unique, return_predecessors=True)
+        blocks.append(_backtrack(predecessor[row], begin, end))
+    longest = max((b.shape[1] for b in blocks), default=0)
+    padded = [np.pad(b, ((0, 0), (0, longest - b.shape[1])), mode="edge") for b in blocks]
+    return np.concatenate(padded) if padded else np.empty((0, 0), np.int64)
+
+
+def _backtrack(predecessor: NDArray[np.int32], begin: Edges, end: Edges) -> NDArray[np.int64]:
+    """Follow the predecessors of all pairs at once: ``(B, P)``, padded with the target."""
+    pair = np.arange(len(end))
+    steps = [end.astype(np.int64)]
+    while not (done := (steps[-1] == begin) | (steps[-1] < 0)).all():
+        steps.append(np.where(done, steps[-1], predecessor[pair, np.maximum(steps[-1], 0)]))
+    path = np.stack(steps[::-1], 1)  # begins with copies of the source where it is not the longest
+    spare = np.maximum((path == begin[:, None]).sum(1) - 1, 0)
+    index = np.minimum(np.arange(path.shape[1]) + spare[:, None], path.shape[1] - 1)
+    return np.where(steps[-1][:, None] < 0, -1, np.take_along_axis(path, index, 1))
+
+
+def _adjacency(n: int, edges: Edges, lengths: Points) -> csr_array:
+    return csr_array((lengths, (edges[:, 0], edges[:, 1])), shape=(n, n))

@@ -1,0 +1,269 @@
+"""The laws that every geometry keeps, as a public test suite: ``check_manifold(M, z)``.
+
+Run it on a manifold of your own; Oddity runs it on all of its own. Each law is a function of a manifold and a batch
+of points, and raises :class:`AssertionError` with the law's name and the measured violation.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from oddity.geometry.manifold import Manifold
+from oddity.numerics.chain import ChainModel
+
+__all__ = ["LAWS", "check_manifold"]
+
+Law = Callable[[Manifold, Tensor], None]
+
+
+def check_manifold(M: Manifold, z: Tensor, laws: Iterable[str] | None = None) -> None:
+    """Hold a manifold to the laws of Riemannian geometry and of this library.
+
+    Parameters
+    ----------
+    M
+        The manifold.
+    z
+        ``(N, d)``, N >= 3, points where the metric is smooth; laws about curves use short curves from these points.
+        float64 gives sharp tests; in float32 the tolerances follow ``torch.finfo``.
+    laws
+        Names from :data:`LAWS`; default all.
+
+    Raises
+    ------
+    AssertionError
+        Naming the law that failed and by how much.
+    ValueError
+        If z is not ``(N, d)`` with N >= 3, or a law's name is unknown.
+
+    Examples
+    --------
+    >>> import oddity
+    >>> z = 0.3 * torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    >>> check_manifold(oddity.Hyperbolic(2), z)
+
+    A push that is not linear is found out:
+
+    >>> class Wrong(oddity.Manifold):
+    ...     def push(self, z, v):
+    ...         return v.square()
+    >>> check_manifold(Wrong(), z)
+    Traceback (most recent call last):
+        ...
+    AssertionError: law 'push is linear' fails for Wrong(): relative error 5.0e+00 exceeds 1.2e-12
+    """
+    if z.ndim != 2 or len(z) < 3:
+        raise ValueError(f"z has shape {tuple(z.shape)}; the laws need points (N, d) with N >= 3")
+    chosen = list(LAWS) if laws is None else list(laws)
+    unknown = [name for name in chosen if name not in LAWS]
+    if unknown:
+        raise ValueError(f"unknown law {unknown[0]!r}; choose from {', '.join(LAWS)}")
+    for name in chosen:
+        try:
+            with torch.no_grad():
+                LAWS[name](M, z.detach())
+        except AssertionError as error:
+            raise AssertionError(f"law {name!r} fails for {M}: {error}") from None
+
+
+def _push_is_linear(M: Manifold, z: Tensor) -> None:
+    u, v = _vectors(z, 2)
+    _close(M.push(z, 2 * u - 3 * v), 2 * M.push(z, u) - 3 * M.push(z, v))
+
+
+def _frame_is_push_of_basis(M: Manifold, z: Tensor) -> None:
+    (v,) = _vectors(z, 1)
+    _close((M.frame(z) @ v[..., None])[..., 0], M.push(z, v))
+
+
+def _batch_is_rows(M: Manifold, z: Tensor) -> None:
+    (v,) = _vectors(z, 1)
+    c = _curves(z)
+    _close(M.push(z, v), torch.stack([M.push(z[i], v[i]) for i in range(len(z))]))
+    _close(M.frame(z), torch.stack([M.frame(z[i : i + 1])[0] for i in range(len(z))]))
+    _close(M.length(c), torch.stack([M.length(c[i]) for i in range(len(z))]))
+    _close(M.push(z[:, None], v), torch.stack([M.push(z[i].expand_as(v), v) for i in range(len(z))]))
+
+
+def _shapes_are_kept(M: Manifold, z: Tensor) -> None:
+    d = z.shape[-1]
+    grid = z[:, None].expand(-1, 2, -1)
+    _require(M.metric(grid).shape == (len(z), 2, d, d), f"metric has shape {tuple(M.metric(grid).shape)}")
+    _require(M.metric(z[0]).shape == (d, d), f"a single point's metric has shape {tuple(M.metric(z[0]).shape)}")
+    _require(M.metric(z[:0]).shape == (0, d, d), "an empty batch gives no empty metric")
+    _require(M.log_volume(z[:1]).shape == (1,), "a batch of one is squeezed")
+    _require(M.length(_curves(z)[None]).shape == (1, len(z)), "length loses a leading axis")
+
+
+def _dtype_and_device_are_kept(M: Manifold, z: Tensor) -> None:
+    (v,) = _vectors(z, 1)
+    for name, value in {"push": M.push(z, v), "metric": M.metric(z), "length": M.length(_curves(z))}.items():
+        _require(value.dtype == z.dtype, f"{name} is {value.dtype} for points of {z.dtype}")
+        _require(value.device == z.device, f"{name} is on {value.device} for points on {z.device}")
+
+
+def _inputs_are_untouched(M: Manifold, z: Tensor) -> None:
+    before, flag = z.clone(), z.requires_grad
+    M.metric(z)
+    M.log_volume(z)
+    M.geodesic(z[:1], z[:1] + 0.01)
+    _require(torch.equal(z, before), "the points were changed")
+    _require(z.requires_grad == flag, "requires_grad was changed")
+
+
+def _metric_is_positive(M: Manifold, z: Tensor) -> None:
+    G = M.metric(z)
+    _close(G, G.mT)
+    lowest, highest = (torch.linalg.eigvalsh(G)[:, i] for i in (0, -1))
+    slack = _tolerance(z) * highest
+    _require(bool((lowest >= -slack).all()), f"smallest eigenvalue {float(lowest.min()):.2e}")
+
+
+def _norm_inner_and_metric_agree(M: Manifold, z: Tensor) -> None:
+    u, v = _vectors(z, 2)
+    G = M.metric(z)
+    _close(M.inner(z, u, v), torch.einsum("ni,nij,nj->n", u, G, v))
+    _close(M.norm(z, v).square(), M.inner(z, v, v))
+    _close(torch.exp(2 * M.log_volume(z)), torch.linalg.det(G.double()).to(z.dtype))
+
+
+def _secant_is_second_order(M: Manifold, z: Tensor) -> None:
+    """The length of a fixed curve by secants converges at second order: its error falls by 4 per doubling."""
+    if z.dtype != torch.float64:
+        return  # rounding hides the rate in single precision
+    curve = _curves(z, n=64)
+    lengths = [M.length(curve[:, ::step]) for step in (16, 8, 4)]
+    exact = (4 * M.length(curve[:, ::1]) - M.length(curve[:, ::2])) / 3
+    errors = torch.stack([(length - exact).abs() for length in lengths])  # (3, N)
+    seen = errors[1] > 1e-9 * exact
+    ratio = (errors[0] / errors[1])[seen]
+    _require(bool(((ratio > 3) & (ratio < 5.5)).all()), f"error ratio {ratio.tolist()} per doubling, expected 4")
+
+
+def _secants_are_secants(M: Manifold, z: Tensor) -> None:
+    c = _curves(z)
+    _close(
+        torch.linalg.vector_norm(M.secants(c), dim=-1), torch.linalg.vector_norm(M.secant(c[:, :-1], c[:, 1:]), dim=-1)
+    )
+
+
+def _secant_follows_push(M: Manifold, z: Tensor) -> None:
+    (v,) = _vectors(z, 1)
+    h = torch.finfo(z.dtype).eps ** (1 / 3)
+    step = h * v
+    secant = torch.linalg.vector_norm(M.secant(z - step / 2, z + step / 2), dim=-1) / h
+    _close(secant, M.norm(z, v), tolerance=50 * torch.finfo(z.dtype).eps ** (0.6 if z.dtype == torch.float64 else 0.4))
+
+
+def _energy_and_length_agree(M: Manifold, z: Tensor) -> None:
+    c = _curves(z)
+    steps = torch.linalg.vector_norm(M.secants(c), dim=-1)
+    _close(M.length(c), steps.sum(-1))
+    _close(M.energy(c), 0.5 * steps.shape[-1] * steps.square().sum(-1))
+    _require(bool((M.length(c).square() <= 2 * M.energy(c) * (1 + _tolerance(z))).all()), "length^2 exceeds 2 energy")
+
+
+def _scaling(M: Manifold, z: Tensor) -> None:
+    _close((4 * M).metric(z), 4 * M.metric(z))
+    _close((4 * M).length(_curves(z)), 2 * M.length(_curves(z)))
+    _close((M + M).metric(z), 2 * M.metric(z))
+    _close((M + M).energy(_curves(z)), 2 * M.energy(_curves(z)))
+
+
+def _chain_model_is_the_derivative(M: Manifold, z: Tensor) -> None:
+    """Energy, gradient and exact Hessian of the model against finite differences of the energy."""
+    if z.dtype != torch.float64:
+        _close(M.chain_model(_curves(z)).energy, M.energy(_curves(z)))
+        return
+    c, h = _curves(z), 1e-5
+    model = M.chain_model(c, exact=True)
+    direction = torch.randn(c.shape, dtype=c.dtype, device=c.device, generator=_generator(c))
+    direction[:, [0, -1]] = 0
+    up, down = (M.chain_model(c + s * h * direction) for s in (1, -1))
+    inner = direction[:, 1:-1]
+    _close(model.energy, M.energy(c))
+    _close((up.energy - down.energy) / (2 * h), (model.gradient * inner).sum((-2, -1)), tolerance=1e-5)
+    _close((up.gradient - down.gradient) / (2 * h), _apply(model, inner), tolerance=1e-5)
+
+
+def _apply(model: ChainModel, x: Tensor) -> Tensor:
+    """The exact Hessian times x, ``(B, n-1, d)``."""
+    diagonal, upper = model.diagonal + model.bend_diagonal, model.upper + model.bend_upper
+    y = (diagonal @ x[..., None])[..., 0]
+    y[:, :-1] += (upper @ x[:, 1:, :, None])[..., 0]
+    y[:, 1:] += (upper.mT @ x[:, :-1, :, None])[..., 0]
+    return y
+
+
+def _geodesic_keeps_its_word(M: Manifold, z: Tensor) -> None:
+    """Ends met, no longer than the line, zero from a point to itself, the same there and back."""
+    curve = _curves(z)
+    a, b = curve[:, 0], curve[:, -1]
+    g = M.geodesic(a, b)
+    _close(g.points[:, 0], a)
+    _close(g.points[:, -1], b)
+    _require(bool(g.converged.all()), f"a short geodesic did not converge: {g.why}")
+    line = a[:, None] + torch.linspace(0, 1, 129, dtype=z.dtype, device=z.device)[:, None] * (b - a)[:, None]
+    slack = 20 * torch.finfo(z.dtype).eps ** 0.5
+    _require(bool((g.length <= M.length(line) * (1 + slack)).all()), "longer than the straight line")
+    _require(float(M.dist(a, a).abs().max()) == 0, "dist(a, a) is not zero")
+    _close(M.dist(b, a), g.length, tolerance=slack)
+
+
+LAWS: dict[str, Law] = {
+    "push is linear": _push_is_linear,
+    "frame is the push of the basis": _frame_is_push_of_basis,
+    "a batch is its rows": _batch_is_rows,
+    "shapes are kept": _shapes_are_kept,
+    "dtype and device are kept": _dtype_and_device_are_kept,
+    "inputs are untouched": _inputs_are_untouched,
+    "the metric is symmetric and positive semi-definite": _metric_is_positive,
+    "norm, inner product, volume and metric agree": _norm_inner_and_metric_agree,
+    "secants are of second order": _secant_is_second_order,
+    "the secants of a chain are its secants": _secants_are_secants,
+    "secants follow the push": _secant_follows_push,
+    "energy and length agree": _energy_and_length_agree,
+    "scaling and addition": _scaling,
+    "the chain model is the derivative of the energy": _chain_model_is_the_derivative,
+    "a geodesic keeps its word": _geodesic_keeps_its_word,
+}
+"""The laws by name."""
+
+
+def _generator(z: Tensor) -> torch.Generator:
+    return torch.Generator(device=z.device).manual_seed(0)
+
+
+def _vectors(z: Tensor, count: int) -> list[Tensor]:
+    """Fixed tangent vectors."""
+    shape = (count, *z.shape)
+    return list(torch.randn(shape, dtype=z.dtype, device=z.device, generator=_generator(z)))
+
+
+def _curves(z: Tensor, n: int = 8) -> Tensor:
+    """Short bent curves from each point a tenth of the way to the next one: ``(N, n+1, d)``."""
+    t = torch.linspace(0, 1, n + 1, dtype=z.dtype, device=z.device)[:, None]
+    chord = 0.1 * (z.roll(1, 0) - z)
+    return z[:, None] + t * chord[:, None] + t * (1 - t) * 0.5 * chord.roll(1, 0)[:, None]
+
+
+def _tolerance(z: Tensor) -> float:
+    """Relative rounding error that a sum over a frame may gather."""
+    return 500 * torch.finfo(z.dtype).eps if z.dtype != torch.float64 else 1.2e-12
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float | None = None) -> None:
+    """Assert equality up to a share of the largest entry."""
+    limit = _tolerance(b) if tolerance is None else tolerance
+    _require(a.shape == b.shape, f"shapes {tuple(a.shape)} and {tuple(b.shape)}")
+    scale = float(b.abs().max()) if b.numel() else 0.0
+    error = float((a - b).abs().max()) if b.numel() else 0.0
+    relative = error / max(scale, torch.finfo(b.dtype).tiny)
+    _require(relative <= limit, f"relative error {relative:.1e} exceeds {limit:.1e}")
+
+
+def _require(holds: bool, message: str) -> None:
+    """An assertion that neither ``python -O`` nor a test runner rewrites."""
+    if not holds:
+        raise AssertionError(message)

@@ -85,12 +85,12 @@ def connect(M: Manifold, a: Tensor, b: Tensor, *, init: Init = None, solver: Cha
         a, b = a.detach().reshape(-1, d), b.detach().reshape(-1, d)
         names, starts = _starts(M, a, b, shape, init, solver.segments)
         curves = _solve_and_refine(M, starts.flatten(0, 1), solver)
-        winner = curves.length.nan_to_num(torch.inf).reshape(len(names), -1).argmin(0)  # (B,)
+        winner = curves.length.nan_to_num(torch.inf).reshape(len(names), len(a)).argmin(0)  # (B,)
         pick = winner * len(a) + torch.arange(len(a), device=a.device)
         straight = _measure(M, _line(a, b, curves.points.shape[1] - 1)).length
         converged, why = _verdict(curves, pick, straight)
     return Geodesic(
-        points=curves.points[pick].reshape(*shape, -1, d),
+        points=curves.points[pick].reshape(*shape, *curves.points.shape[1:]),
         length=curves.length[pick].reshape(shape),
         length_error=curves.error[pick].reshape(shape),
         converged=converged.reshape(shape),

@@ -92,7 +92,7 @@ class Pullback(Manifold):
             inner = c[:, 1:-1]
             w = 2 * values[:, 1:-1] - values[:, :-2] - values[:, 2:]
             bend = self.differential.curvature(inner.flatten(0, 1), w.flatten(0, 1))
-            bend = bend.reshape(*inner.shape, -1)
+            bend = bend.reshape(*inner.shape, inner.shape[-1])
         return model_from_frames(values, frames[:, :, 1:-1], bend)
 
     def _curved_model(self, c: Tensor) -> ChainModel:
@@ -108,7 +108,8 @@ class Pullback(Manifold):
 
     def _along(self, c: Tensor) -> tuple[Tensor, Tensor]:
         values, frames = self.differential.value_and_frame(c.reshape(-1, c.shape[-1]))
-        return values.reshape(*c.shape[:-1], -1), frames.reshape(len(frames), *c.shape[:-1], -1)
+        D = values.shape[-1]
+        return values.reshape(*c.shape[:-1], D), frames.reshape(len(frames), *c.shape[:-1], D)
 
     @cached_property
     def _ambient_secant(self) -> Differential:

@@ -1,0 +1,1 @@
+"""Variational autoencoders with the RBF precision network, and their three-stage training."""

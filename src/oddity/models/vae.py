@@ -1,0 +1,459 @@
+"""Variational autoencoders with Gaussian likelihoods, and the parts that they are built of.
+
+The decoder offers what geometry asks of a model: ``mean(z)`` and ``std(z)``. All activations are smooth
+(tanh, sigmoid, softplus), because a metric's geodesics need two derivatives.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from oddity.models.rbf import RBFPrecision
+
+Output = Literal["identity", "sigmoid", "tanh", "softplus"]
+Scale = Literal["constant", "rbf", "network"]
+
+#: Standard deviation of the observation noise: no decoder of this library promises more than two digits of
+#: data of unit size, which also keeps the precision of a constant pixel finite.
+DEFAULT_MIN_STD = 1e-2
+
+_POSTERIOR_FLOOR = 1e-4  # an encoder's standard deviation stays above this, so that its logarithm is finite
+_OUTPUTS = {"identity": nn.Identity, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "softplus": nn.Softplus}
+_BLOCK = 1 << 22  # numbers in one block of a likelihood over prior draws: 32 MB in float64
+
+
+class MLP(nn.Sequential):
+    """A dense network with tanh hidden layers.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        Sizes of the input and of the output.
+    hidden : sequence of int
+        Sizes of the hidden layers, in order; may be empty.
+    output : {"identity", "sigmoid", "tanh", "softplus"}
+        The last activation.
+
+    Examples
+    --------
+    >>> net = MLP(2, (32, 64), 784, "sigmoid")
+    >>> net(torch.zeros(5, 2)).shape
+    torch.Size([5, 784])
+    """
+
+    def __init__(self, in_features: int, hidden: Sequence[int], out_features: int, output: Output = "identity") -> None:
+        sizes = [in_features, *hidden]
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in pairwise(sizes):
+            layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
+        super().__init__(*layers, nn.Linear(sizes[-1], out_features), _OUTPUTS[output]())
+        self.in_features, self.out_features = in_features, out_features
+        self.hidden, self.output = tuple(hidden), output
+
+
+class ConstantScale(nn.Module):
+    """One learned standard deviation, the same for every output and every code.
+
+    ``std = sqrt(exp(log_std)^2 + min_std^2)``: the decoder's scale while its mean is being trained, so that a
+    poor mean cannot be explained away by a large variance.
+
+    Parameters
+    ----------
+    out_features : int
+        The number of outputs D.
+    min_std : float
+        The floor: the observation noise.
+
+    Examples
+    --------
+    >>> scale = ConstantScale(3)
+    >>> scale(torch.zeros(5, 2)).shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(self, out_features: int, min_std: float = DEFAULT_MIN_STD) -> None:
+        super().__init__()
+        self.out_features, self.min_std = out_features, min_std
+        self.log_std = nn.Parameter(torch.tensor(-1.0))
+
+    def std(self, z: Tensor) -> Tensor:
+        """Return the standard deviation: (*, d) -> (*, D)."""
+        std = (self.log_std.exp().square() + self.min_std**2).sqrt()
+        # The product with z keeps a (zero) dependence on it, which every mode of differentiation understands.
+        return 0 * z[..., :1] + std.expand(self.out_features)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return the standard deviation, as :meth:`std`."""
+        return self.std(z)
+
+
+class SigmaNetwork(nn.Module):
+    """An ordinary network for the standard deviation, ``softplus(net(z)) + min_std``: the baseline.
+
+    Nothing makes it grow away from the data, and it does not: this is what :class:`RBFPrecision` repairs.
+
+    Parameters
+    ----------
+    latent_dim, out_features : int
+        Sizes d and D.
+    hidden : sequence of int
+        Sizes of the hidden layers, in order.
+    min_std : float
+        The floor: the observation noise.
+
+    Examples
+    --------
+    >>> scale = SigmaNetwork(2, (32, 64), 3)
+    >>> bool((scale(torch.zeros(5, 2)) > scale.min_std).all())
+    True
+    """
+
+    def __init__(
+        self, latent_dim: int, hidden: Sequence[int], out_features: int, min_std: float = DEFAULT_MIN_STD
+    ) -> None:
+        super().__init__()
+        self.net = MLP(latent_dim, hidden, out_features, "softplus")
+        self.min_std = min_std
+
+    def std(self, z: Tensor) -> Tensor:
+        """Return the standard deviation: (*, d) -> (*, D)."""
+        return self.net(z) + self.min_std  # type: ignore[no-any-return]
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return the standard deviation, as :meth:`std`."""
+        return self.std(z)
+
+
+class GaussianDecoder(nn.Module):
+    """The likelihood ``p(x | z) = N(mean(z), diag(std(z)^2))``.
+
+    Parameters
+    ----------
+    mean_net : Module
+        Maps codes (*, d) to means (*, D).
+    scale : Module
+        Maps codes (*, d) to **standard deviations** (*, D): :class:`ConstantScale`, :class:`RBFPrecision` or
+        :class:`SigmaNetwork`, or your own.
+
+    Examples
+    --------
+    >>> decoder = GaussianDecoder(MLP(2, (8,), 3), ConstantScale(3))
+    >>> mean, std = decoder(torch.zeros(5, 2))
+    >>> mean.shape, std.shape
+    (torch.Size([5, 3]), torch.Size([5, 3]))
+    """
+
+    def __init__(self, mean_net: nn.Module, scale: nn.Module) -> None:
+        super().__init__()
+        self.mean_net, self.scale = mean_net, scale
+
+    def mean(self, z: Tensor) -> Tensor:
+        """Return the mean: (*, d) -> (*, D)."""
+        return self.mean_net(z)  # type: ignore[no-any-return]
+
+    def std(self, z: Tensor) -> Tensor:
+        """Return the standard deviation: (*, d) -> (*, D)."""
+        return self.scale(z)  # type: ignore[no-any-return]
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation."""
+        return self.mean(z), self.std(z)
+
+
+class Encoder(nn.Module):
+    """The approximate posterior ``q(z | x) = N(mean(x), diag(std(x)^2))``.
+
+    The first layer is shared; the mean (linear output) and the standard deviation (softplus) have their own
+    layers after it.
+
+    Parameters
+    ----------
+    data_dim, latent_dim : int
+        Sizes D and d.
+    hidden : sequence of int
+        Sizes of the hidden layers, at least one.
+
+    Examples
+    --------
+    >>> mean, std = Encoder(784, 2)(torch.zeros(5, 784))
+    >>> mean.shape, bool((std > 0).all())
+    (torch.Size([5, 2]), True)
+    """
+
+    def __init__(self, data_dim: int, latent_dim: int, hidden: Sequence[int] = (64, 32)) -> None:
+        super().__init__()
+        self.data_dim, self.latent_dim, self.hidden = data_dim, latent_dim, tuple(hidden)
+        first, *rest = hidden
+        self.shared = nn.Sequential(nn.Linear(data_dim, first), nn.Tanh())
+        self.mean_net = MLP(first, rest, latent_dim)
+        self.std_net = MLP(first, rest, latent_dim, "softplus")
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation: (*, D) -> (*, d), (*, d)."""
+        features = self.shared(x)
+        return self.mean_net(features), self.std_net(features) + _POSTERIOR_FLOOR
+
+
+class VAE(nn.Module):
+    """A variational autoencoder: an :class:`Encoder`, a :class:`GaussianDecoder` and the prior N(0, I).
+
+    Every method takes any leading shape, checks what it is given, and keeps its dtype and device.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        Or any module ``x -> (mean, std)`` with ``data_dim`` and ``latent_dim``.
+    decoder : GaussianDecoder
+        Or any module with ``mean(z)`` and ``std(z)``.
+
+    Examples
+    --------
+    >>> vae = Architecture(data_dim=6, latent_dim=2, hidden=(8, 4)).build()
+    >>> x = torch.zeros(5, 6)
+    >>> vae.encode(x).shape, vae.elbo(x).shape
+    (torch.Size([5, 2]), torch.Size([5]))
+    """
+
+    def __init__(self, encoder: Encoder, decoder: GaussianDecoder) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+    @property
+    def latent_dim(self) -> int:
+        """The dimension d of a code."""
+        return self.encoder.latent_dim
+
+    @property
+    def data_dim(self) -> int:
+        """The dimension D of a data point."""
+        return self.encoder.data_dim
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the posterior mean, the same at every call: (*, D) -> (*, d)."""
+        return self.posterior(x)[0]
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the posterior's mean and standard deviation: (*, D) -> (*, d), (*, d).
+
+        Raises
+        ------
+        ValueError
+            When ``x`` has another last dimension, dtype or device than the model, or is not finite.
+        """
+        self._check(x)
+        return self.encoder(x)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the reconstruction, the decoder's mean at the posterior mean: (*, D) -> (*, D)."""
+        return self.decoder.mean(self.encode(x))
+
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n data points from the model, noise included: (n, D)."""
+        like = next(self.parameters())
+        z = normal((n, self.latent_dim), like, generator)
+        mean, std = self.decoder(z)
+        return mean + std * normal(mean.shape, like, generator)  # type: ignore[no-any-return]
+
+    def elbo(self, x: Tensor, generator: torch.Generator | None = None, kl_weight: float = 1.0) -> Tensor:
+        """Return one-draw estimates of ``E_q log p(x | z) - kl_weight KL(q(z | x) | p(z))``: (*, D) -> (*,).
+
+        Parameters
+        ----------
+        x : Tensor
+            Data (*, D).
+        generator : torch.Generator, optional
+            Draws the noise of z.
+        kl_weight : float
+            1 for the bound itself; smaller while warming up.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`posterior`.
+        """
+        self._check(x)
+        noise = normal((*x.shape[:-1], self.latent_dim), x, generator)
+        return evidence_bound(self, x, noise, kl_weight)
+
+    @torch.no_grad()
+    def log_likelihood(self, x: Tensor, n_samples: int = 10_000, generator: torch.Generator | None = None) -> Tensor:
+        """Estimate ``log p(x) = log E_{z ~ p} p(x | z)`` from draws of the prior: (*, D) -> (*,).
+
+        The logarithm of a mean of ``n_samples`` densities for each row, by a running log-sum-exp over blocks
+        of draws; memory stays bounded whatever the number of rows and draws. The squares are expanded in
+        float64, which makes them matrix products without losing digits. All rows share the draws.
+
+        Parameters
+        ----------
+        x : Tensor
+            Data (*, D).
+        n_samples : int
+            Number of draws; the estimate of the logarithm is biased low when there are few.
+        generator : torch.Generator, optional
+            Draws from the prior.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`posterior`, or when ``n_samples`` < 1.
+        """
+        self._check(x)
+        if n_samples < 1:
+            raise ValueError(f"n_samples={n_samples}: at least one draw is needed")
+        rows = x.reshape(-1, self.data_dim).double()
+        total = rows.new_full((len(rows),), -math.inf)
+        draws = normal((n_samples, self.latent_dim), x, generator)
+        for z in torch.split(draws, max(1, _BLOCK // max(self.data_dim, len(rows)))):
+            log_density = _gaussian_table(rows, *self.decoder(z))  # (n, draws)
+            total = torch.logaddexp(total, log_density.logsumexp(dim=1))
+        return (total - math.log(n_samples)).to(x.dtype).reshape(x.shape[:-1])
+
+    def _check(self, x: Tensor) -> None:
+        like = next(self.parameters())
+        if not isinstance(x, Tensor):
+            raise ValueError(f"x is a {type(x).__name__}: pass torch.as_tensor(x, dtype={like.dtype})")
+        if x.ndim < 1 or x.shape[-1] != self.data_dim:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, the model takes (*, {self.data_dim}): "
+                "pass rows of the length it was fitted on"
+            )
+        if x.dtype != like.dtype:
+            raise ValueError(f"x is {x.dtype}, the model {like.dtype}: pass x.to({like.dtype}) or convert the model")
+        if x.device != like.device:
+            raise ValueError(f"x is on {x.device}, the model on {like.device}: pass x.to({str(like.device)!r})")
+        if not bool(torch.isfinite(x).all()):
+            count = int((~torch.isfinite(x)).sum())
+            raise ValueError(f"x has {count} values that are not finite: remove or fill them first")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The description from which a :class:`VAE` can be built again: what is stored beside its weights.
+
+    Attributes
+    ----------
+    data_dim, latent_dim : int
+        Sizes D and d.
+    hidden : tuple of int
+        Hidden layers of the encoder; the decoder has them in reverse.
+    output : {"identity", "sigmoid", "tanh"}
+        Last activation of the decoder's mean.
+    scale : {"constant", "rbf", "network"}
+        :class:`ConstantScale`, :class:`RBFPrecision` or :class:`SigmaNetwork`.
+    scale_hidden : tuple of int
+        Hidden layers of a :class:`SigmaNetwork`, in order.
+    n_centres : int
+        Centres of an :class:`RBFPrecision`.
+    min_std : float
+        Floor of a constant or network scale.
+
+    Examples
+    --------
+    >>> plan = Architecture(data_dim=6, latent_dim=2, hidden=(8, 4), scale="rbf", n_centres=3)
+    >>> Architecture.of(plan.build()) == plan
+    True
+    """
+
+    data_dim: int
+    latent_dim: int
+    hidden: tuple[int, ...] = (64, 32)
+    output: Output = "identity"
+    scale: Scale = "constant"
+    scale_hidden: tuple[int, ...] = ()
+    n_centres: int = 0
+    min_std: float = DEFAULT_MIN_STD
+
+    def build(self, seed: int = 0) -> VAE:
+        """Return a model with random weights; the global random state is left alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            encoder = Encoder(self.data_dim, self.latent_dim, self.hidden)
+            mean_net = MLP(self.latent_dim, self.hidden[::-1], self.data_dim, self.output)
+            return VAE(encoder, GaussianDecoder(mean_net, self._build_scale()))
+
+    def _build_scale(self) -> nn.Module:
+        match self.scale:
+            case "constant":
+                return ConstantScale(self.data_dim, self.min_std)
+            case "network":
+                return SigmaNetwork(self.latent_dim, self.scale_hidden, self.data_dim, self.min_std)
+            case "rbf":
+                centres = torch.zeros(self.n_centres, self.latent_dim)
+                return RBFPrecision(centres, torch.ones(self.n_centres), self.data_dim)
+
+    @classmethod
+    def of(cls, vae: VAE) -> Self:
+        """Describe a model made of this module's parts.
+
+        Raises
+        ------
+        ValueError
+            When a part is of another class, or the decoder's mean does not mirror the encoder.
+        """
+        encoder, mean_net, scale = vae.encoder, vae.decoder.mean_net, vae.decoder.scale
+        if type(encoder) is not Encoder or type(mean_net) is not MLP:
+            raise ValueError(
+                f"a model of {type(encoder).__name__} and {type(mean_net).__name__} has no description: "
+                "only Encoder and MLP have; store your own parts with safetensors"
+            )
+        about: dict[str, Any]
+        match scale:
+            case ConstantScale():
+                about = {"scale": "constant", "min_std": scale.min_std}
+            case SigmaNetwork():
+                about = {"scale": "network", "min_std": scale.min_std, "scale_hidden": scale.net.hidden}
+            case RBFPrecision():
+                about = {"scale": "rbf", "n_centres": len(scale.centres)}
+            case _:
+                raise ValueError(
+                    f"a scale of class {type(scale).__name__} has no description: "
+                    "only ConstantScale, RBFPrecision and SigmaNetwork have"
+                )
+        if mean_net.hidden != encoder.hidden[::-1]:
+            raise ValueError(
+                f"the decoder's hidden layers {mean_net.hidden} do not mirror the encoder's {encoder.hidden}"
+            )
+        return cls(
+            data_dim=encoder.data_dim,
+            latent_dim=encoder.latent_dim,
+            hidden=encoder.hidden,
+            output=mean_net.output,
+            **about,
+        )
+
+
+def evidence_bound(vae: VAE, x: Tensor, noise: Tensor, kl_weight: float) -> Tensor:
+    """Return :meth:`VAE.elbo` for given standard-normal noise (*, d), unchecked: (*, D) -> (*,)."""
+    mean, std = vae.encoder(x)
+    expected = gaussian_log_density(x, *vae.decoder(mean + std * noise))
+    return expected - kl_weight * prior_divergence(mean, std)
+
+
+def gaussian_log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return ``log N(x; mean, diag(std^2))``: three of (*, D) -> (*,)."""
+    scaled = (x - mean) / std
+    return -(0.5 * scaled.square() + std.log()).sum(-1) - 0.5 * math.log(2 * math.pi) * x.shape[-1]
+
+
+def prior_divergence(mean: Tensor, std: Tensor) -> Tensor:
+    """Return ``KL(N(mean, diag(std^2)) | N(0, I))``: two of (*, d) -> (*,)."""
+    return 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).sum(-1)
+
+
+def normal(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw standard normals on the generator's device; return them in ``like``'s dtype, on its device."""
+    device = like.device if generator is None else generator.device
+    return torch.randn(tuple(shape), generator=generator, device=device, dtype=like.dtype).to(like.device)
+
+
+def _gaussian_table(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return ``log N(x_i; mean_j, diag(std_j^2))`` in float64: (n, D), (m, D), (m, D) -> (n, m)."""
+    mean, precision = mean.double(), std.double() ** -2
+    square = x.square() @ precision.T - 2 * x @ (precision * mean).T + (precision * mean.square()).sum(-1)
+    log_det = precision.log().sum(-1)
+    return 0.5 * (log_det - square - math.log(2 * math.pi) * x.shape[-1])

@@ -1,0 +1,327 @@
+"""Geodesics against closed forms, SciPy's boundary value solver, and the ways in which they can fail."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_bvp
+from torch import Tensor
+
+import oddity
+from oddity import ChainSolver, Conformal, Euclidean, Hyperbolic, Manifold, Pullback, Roadmap, Sphere, TensorField
+
+from .cases import decoder, embedded_sphere
+
+
+def pairs(B: int = 12, scale: float = 0.6, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    a, b = scale * torch.randn(2, B, 2, generator=g, dtype=torch.float64)
+    return a.to(dtype), b.to(dtype)
+
+
+def numerical(M: Manifold, a: Tensor, b: Tensor, n: int) -> oddity.Geodesic:
+    """Solve numerically even where the manifold knows a formula, on one grid."""
+    return Manifold.geodesic(M, a, b, solver=ChainSolver(segments=n, max_segments=n, resolution=1))
+
+
+@pytest.mark.parametrize("M", [Sphere(2), Pullback(embedded_sphere)], ids=["chart", "pull-back"])
+def test_length_error_falls_by_four_per_doubling(M: Manifold) -> None:
+    a, b = pairs()
+    true = Sphere(2).dist(a, b)
+    errors = [(M.length(numerical(M, a, b, n).points) - true).abs().mean() for n in (16, 32, 64, 128)]
+    assert all(3.8 < e / f < 4.2 for e, f in zip(errors, errors[1:], strict=False))
+
+
+@pytest.mark.parametrize("M", [Sphere(2), Pullback(embedded_sphere), Hyperbolic(2)], ids=str)
+def test_reported_length_beats_its_own_error_bound(M: Manifold) -> None:
+    closed = M if isinstance(M, Hyperbolic) else Sphere(2)
+    a, b = pairs(scale=0.3)
+    g = numerical(M, a, b, 32)
+    assert g.converged.all()
+    assert ((g.length - closed.dist(a, b)).abs() <= g.length_error + 1e-12).all()
+
+
+@pytest.mark.parametrize("M", [Sphere(2), Hyperbolic(2), Euclidean(2)], ids=str)
+def test_closed_forms_agree_with_the_solver(M: Manifold) -> None:
+    a, b = pairs(scale=0.3)
+    exact, found = M.geodesic(a, b), numerical(M, a, b, 64)
+    assert exact.converged.all()
+    torch.testing.assert_close(exact.length, found.length, rtol=1e-6, atol=1e-9)
+    t = torch.linspace(0, 1, 7, dtype=torch.float64)
+    torch.testing.assert_close(exact(t), found(t), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("M", [Sphere(3), Hyperbolic(3), Euclidean(3)], ids=str)
+def test_exp_and_log_are_inverse(M: Manifold) -> None:
+    g = torch.Generator().manual_seed(0)
+    a, b = 0.4 * torch.rand(2, 20, 3, generator=g, dtype=torch.float64)
+    v = M.log(a, b)
+    torch.testing.assert_close(M.exp(a, v), b)
+    torch.testing.assert_close(M.norm(a, v), M.dist(a, b))
+    torch.testing.assert_close(M.log(a, a), torch.zeros_like(a))
+
+
+def test_distance_satisfies_the_triangle_inequality_and_is_symmetric() -> None:
+    M = oddity.expected_metric(decoder().double())
+    a, b = pairs(6)
+    c = a.roll(1, 0)
+    ab, ba, ac, cb = M.dist(a, b), M.dist(b, a), M.dist(a, c), M.dist(c, b)
+    torch.testing.assert_close(ab, ba, rtol=1e-5, atol=0)
+    assert (ab <= (ac + cb) * (1 + 1e-4)).all()
+
+
+def test_invariance_under_a_change_of_chart() -> None:
+    """The same surface in two charts: lengths agree, and the curves map to each other."""
+
+    def warp(w: Tensor) -> Tensor:
+        return torch.stack([w[..., 0] + 0.3 * w[..., 1].sin(), w[..., 1] + 0.2 * w[..., 0] ** 3], -1)
+
+    f = decoder().double()
+    one, other = Pullback(f.mean), Pullback(lambda w: f.mean(warp(w)))
+    a, b = pairs(6)
+    g, h = one.geodesic(warp(a), warp(b)), other.geodesic(a, b)
+    assert (g.converged & h.converged).all()
+    torch.testing.assert_close(g.length, h.length, rtol=1e-5, atol=0)
+    t = torch.linspace(0, 1, 9, dtype=torch.float64)
+    torch.testing.assert_close(g(t), warp(h(t)), atol=2e-3, rtol=0)
+
+
+def test_agrees_with_scipys_boundary_value_solver() -> None:
+    """Conformal metric e^(2 phi) I: the geodesic equation by hand, solved by SciPy."""
+
+    def phi_gradient(x: np.ndarray) -> np.ndarray:
+        return np.stack([np.cos(x[0]) * np.cos(x[1]), -np.sin(x[0]) * np.sin(x[1])])
+
+    def equation(t: np.ndarray, y: np.ndarray) -> np.ndarray:  # noqa: ARG001
+        x, v = y[:2], y[2:]
+        grad = phi_gradient(x)
+        return np.concatenate([v, (v * v).sum(0) * grad - 2 * (grad * v).sum(0) * v])
+
+    a, b = np.array([-1.0, -0.4]), np.array([1.2, 0.9])
+    t = np.linspace(0, 1, 50)
+    line = a[:, None] + (b - a)[:, None] * t
+    start = np.concatenate([line, np.repeat((b - a)[:, None], 50, 1)])
+    found = solve_bvp(equation, lambda p, q: np.concatenate([p[:2] - a, q[:2] - b]), t, start, tol=1e-9, max_nodes=20000)
+    assert found.success
+    x, v = found.sol(0.37)[:2], found.sol(0.37)[2:]
+    speed = np.exp(np.sin(x[0]) * np.cos(x[1])) * np.linalg.norm(v)
+
+    M = Conformal(lambda z: (z[..., 0].sin() * z[..., 1].cos()).exp())
+    g = M.geodesic(torch.from_numpy(a), torch.from_numpy(b), solver=ChainSolver(segments=128))
+    assert g.converged
+    np.testing.assert_allclose(float(g.length), speed, rtol=1e-6)
+    np.testing.assert_allclose(g(0.37).numpy(), x, atol=1e-4)
+
+
+def test_speed_is_constant() -> None:
+    M = oddity.expected_metric(decoder().double())
+    a, b = pairs(4)
+    g = M.geodesic(a, b, solver=ChainSolver(segments=256))
+    t = torch.linspace(0, 1, 21, dtype=torch.float64)
+    speed = M.norm(g(t), g.velocity(t))
+    torch.testing.assert_close(speed, g.length[:, None].expand_as(speed), rtol=5e-3, atol=0)
+
+
+# -- starts -----------------------------------------------------------------------------------------------------------
+
+
+def hill(z: Tensor) -> Tensor:
+    """A hill on the straight line between (-2.2, 0) and (2.2, 0): by symmetry no local method leaves the line."""
+    return torch.cat([z, 6 * torch.exp(-2 * z.square().sum(-1, keepdim=True))], 1)
+
+
+def test_a_roadmap_finds_the_way_around_that_the_line_cannot_see() -> None:
+    g = torch.Generator().manual_seed(0)
+    angle = torch.pi * torch.rand(300, generator=g, dtype=torch.float64)
+    codes = 2.2 * torch.stack([angle.cos(), angle.sin()], -1)
+    codes += 0.1 * torch.randn(300, 2, generator=g, dtype=torch.float64)
+    M = Pullback(hill)
+    a, b = torch.tensor([[-2.2, 0.0]], dtype=torch.float64), torch.tensor([[2.2, 0.0]], dtype=torch.float64)
+    line, road = M.geodesic(a, b), M.geodesic(a, b, init=Roadmap(M, codes))
+    assert road.converged.all()
+    assert road.start == ["roadmap"]
+    assert road.length < 0.5 * line.length
+
+
+def test_the_shorter_start_wins_and_the_line_stays_in_the_race() -> None:
+    M = Pullback(embedded_sphere)
+    codes = 3 + torch.randn(30, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # far away
+    a, b = pairs(5, 0.2)
+    g = M.geodesic(a, b, init=Roadmap(M, codes))
+    torch.testing.assert_close(g.length, Sphere(2).dist(a, b), rtol=1e-6, atol=0)
+
+
+def test_a_curve_may_be_the_start() -> None:
+    M = Pullback(embedded_sphere)
+    a, b = pairs(3, 0.3)
+    start = M.geodesic(a, b).points
+    g = M.geodesic(a, b, init=start)
+    assert g.start == ["curve"] * 3
+    assert g.iterations.max() <= 3
+    torch.testing.assert_close(g.length, Sphere(2).dist(a, b), rtol=1e-6, atol=0)
+
+
+def test_an_ends_companions_do_not_change_its_path() -> None:
+    M = Euclidean()
+    codes = torch.randn(80, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    roads = Roadmap(M, codes)
+    a, b = pairs(6, 1.0)
+    together = roads.paths(a, b, 16)
+    apart = torch.cat([roads.paths(a[i : i + 1], b[i : i + 1], 16) for i in range(6)])
+    torch.testing.assert_close(together, apart)
+
+
+# -- shapes -----------------------------------------------------------------------------------------------------------
+
+
+def test_shapes_broadcast_and_nothing_squeezes() -> None:
+    M = Pullback(embedded_sphere)
+    a, b = pairs(3, 0.3)
+    single = M.geodesic(a[0], b[0])
+    assert single.points.shape[1:] == (2,)
+    assert single.length.shape == ()
+    assert single.why == ""
+    fan = M.geodesic(a[0], b[None])
+    assert fan.length.shape == (1, 3)
+    assert fan.why == [["", "", ""]]
+    assert fan(0.5).shape == (1, 3, 2)
+    assert fan(torch.tensor([0.0, 1.0])).shape == (1, 3, 2, 2)
+    none = M.geodesic(a[:0], b[:0])
+    assert none.length.shape == (0,)
+    assert none.why == []
+    assert repr(none) == "Geodesic(0 curves)"
+    assert M.geodesic(a[:0], b[:0], init=Roadmap(M, torch.cat([a, b]))).length.shape == (0,)
+
+
+# -- failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_bad_pair_is_told_and_its_neighbours_are_untouched() -> None:
+    def cliff(z: Tensor) -> Tensor:
+        return torch.cat([z, torch.where(z[:, :1] > 5, torch.nan, z[:, 1:].sin())], 1)
+
+    M = Pullback(cliff)
+    a, b = pairs(4)
+    good = M.geodesic(a, b)
+    b_bad = b.clone()
+    b_bad[2, 0] = 9
+    g = M.geodesic(a, b_bad)
+    assert g.converged.tolist() == [True, True, False, True]
+    assert g.why[2] == "the energy of the starting curve is not finite"
+    keep = [0, 1, 3]
+    assert torch.equal(g.length[keep], good.length[keep])
+    assert torch.equal(g.points[keep], good.points[keep])
+    with pytest.raises(RuntimeError, match="1 of 4 geodesics did not converge; number 2: the energy"):
+        g.require()
+    assert good.require() is good
+
+
+def test_an_unresolved_curve_is_not_called_converged() -> None:
+    M = Pullback(lambda z: torch.cat([z, 3 * torch.tanh(200 * (z[:, :1] - 0.5))], 1))
+    a, b = torch.tensor([0.0, 0.0], dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)
+    g = M.geodesic(a, b, solver=ChainSolver(segments=8, max_segments=8))
+    assert not g.converged
+    assert "do not resolve the curve" in g.why
+    assert M.geodesic(a, b).converged
+
+
+def test_a_rank_deficient_decoder_is_no_trap() -> None:
+    M = Pullback(lambda z: torch.cat([z[:, :1].sin(), z[:, :1].cos()], 1))  # blind to the second axis
+    a, b = torch.tensor([[0.0, 0.0]], dtype=torch.float64), torch.tensor([[2.0, 1.0]], dtype=torch.float64)
+    g = M.geodesic(a, b)
+    assert g.points.isfinite().all()
+    torch.testing.assert_close(g.length, torch.tensor([2.0], dtype=torch.float64), rtol=1e-5, atol=0)
+    assert (M + 1e-3 * Euclidean()).geodesic(a, b).converged
+
+
+def test_antipodes_are_not_called_converged() -> None:
+    g = Sphere(2).geodesic(torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 0.0]))
+    assert not g.converged
+    assert "antipodal" in g.why
+    assert float(g.length) == pytest.approx(torch.pi)
+
+
+def test_an_indefinite_field_is_told() -> None:
+    M = TensorField(lambda z: torch.diag_embed(torch.stack([z[..., 0], torch.ones_like(z[..., 0])], -1)))
+    g = M.geodesic(torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 0.0]))
+    assert not g.converged
+    assert "not finite" in g.why
+
+
+def test_a_plateau_outside_the_data_still_gives_an_answer_for_each() -> None:
+    """Far from the codes an RBF decoder's metric all but vanishes; no exception, each curve with its verdict."""
+    M = oddity.expected_metric(decoder().double())
+    a, b = pairs(6, 8.0)
+    g = M.geodesic(a, b, solver=ChainSolver(max_segments=32, max_iterations=30))
+    assert g.points.isfinite().all()
+    assert all((why == "") == bool(ok) for why, ok in zip(g.why, g.converged, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "kw", "message"),
+    [
+        ([0.0, torch.nan], [1.0, 0.0], {}, r"a holds nan at index \(1,\)"),
+        ([0.0, 0.0], [torch.inf, 0.0], {}, r"b holds inf at index \(0,\)"),
+        ([[0.0, 0.0]] * 2, [[1.0, 0.0]] * 3, {}, r"do not broadcast: \(2, 2\) and \(3, 2\)"),
+        ([0.0, 0.0], [1.0, 0.0], {"init": torch.zeros(9, 2)}, "does not join the ends: it misses by 1"),
+        ([0.0, 0.0], [1.0, 0.0], {"init": torch.zeros(2)}, "a start has shape"),
+        ([0.0, 0.0], [1.0, 0.0], {"init": torch.zeros(4, 9, 2)}, "the batch of end points is"),
+        ([0.0, 0.0], [1.0, 0.0], {"init": torch.zeros(9, 2).double()}, "init is torch.float64 on cpu but"),
+        ([0.0, 0.0], [1.0, 0.0], {"init": "graph"}, "init is a str"),
+    ],
+)
+def test_misuse_is_refused_at_the_door(a, b, kw, message: str) -> None:
+    M = Pullback(embedded_sphere)
+    with pytest.raises(ValueError, match=message):
+        M.geodesic(torch.tensor(a), torch.tensor(b), **kw)
+
+
+def test_more_misuse() -> None:
+    M = oddity.expected_metric(decoder())
+    z = torch.zeros(2)
+    with pytest.raises(ValueError, match=r"cannot map points of shape \(n, 3\)"):
+        M.metric(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"points are torch.float64 but the weights .* torch.float32"):
+        M.geodesic(z.double(), z.double())
+    with pytest.raises(ValueError, match="bring them together"):
+        Sphere(2).geodesic(z, z.double())
+    with pytest.raises(ValueError, match=r"give floating-point coordinates"):
+        M.metric(torch.zeros(2, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"points of Sphere\(2\) have 2 coordinates"):
+        Sphere(2).metric(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"give a tensor, e.g. torch.as_tensor\(z\)"):
+        M.metric([0.0, 0.0])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the Poincare ball is"):
+        Hyperbolic(2).metric(torch.tensor([1.0, 1.0]))
+    with pytest.raises(ValueError, match=r"lies outside \[0, 1\]"):
+        Sphere(2).geodesic(z, z + 0.1)(1.5)
+    with pytest.raises(ValueError, match="positive number only"):
+        -1.0 * M
+    with pytest.raises(ValueError, match="different dimension"):
+        Sphere(2) + Sphere(3)
+    with pytest.raises(ValueError, match="at least two nodes"):
+        M.length(torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="2 <= segments"):
+        ChainSolver(segments=1)
+    with pytest.raises(ValueError, match="needs \\(n, d\\) with n >= 2"):
+        Roadmap(M, z[None])
+    with pytest.raises(ValueError, match="is singular; add a ridge"):
+        Pullback(lambda z: z[:, :1]).sample_tangent(z)
+    with pytest.raises(TypeError):
+        M + 1.0
+
+
+def test_a_decoder_in_training_mode_is_refused() -> None:
+    training = decoder().train()
+    with pytest.raises(ValueError, match=r"training mode.*call \.eval\(\)"):
+        oddity.expected_metric(training)
+    with pytest.raises(ValueError, match=r"Sequential has no mean\(z\) and no std\(z\)"):
+        oddity.expected_metric(torch.nn.Sequential().eval())  # type: ignore[arg-type]
+
+
+def test_the_solver_leaves_no_trace() -> None:
+    model = decoder()
+    a, b = (x.requires_grad_() for x in pairs(2, 0.3, torch.float32))
+    before = [p.clone() for p in model.parameters()]
+    oddity.expected_metric(model).geodesic(a, b)
+    assert a.grad is None
+    assert all(p.grad is None and p.requires_grad and torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))

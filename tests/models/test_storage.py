@@ -1,0 +1,233 @@
+import errno
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from oddity.models import storage
+from oddity.models.storage import FORMAT, load_model, save_model
+from oddity.models.vae import Architecture
+
+PLANS = {
+    "constant": Architecture(6, 2, (8, 4), "sigmoid", min_std=0.02),
+    "network": Architecture(6, 2, (8, 4), "tanh", scale="network", scale_hidden=(4, 8)),
+    "rbf": Architecture(6, 2, (8, 4), scale="rbf", n_centres=3),
+}
+
+
+def same(one, two):
+    a, b = one.state_dict(), two.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+
+
+@pytest.fixture
+def model():
+    vae = PLANS["rbf"].build(seed=3)
+    vae.decoder.scale.centres.normal_(generator=torch.Generator().manual_seed(0))
+    return vae.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", sorted(PLANS))
+def test_round_trip_bit_for_bit(tmp_path, name, dtype):
+    vae = PLANS[name].build(seed=3).to(dtype)
+    codes, labels = torch.randn(5, 2).to(dtype), torch.arange(5)
+    info = {"dataset": "toy", "shape": [2, 3]}
+    path = save_model(tmp_path / "m", vae, codes=codes, labels=labels, info=info)
+    saved = load_model(path)
+    assert path == tmp_path / "m"
+    assert same(saved.vae, vae)
+    assert torch.equal(saved.codes, codes)
+    assert torch.equal(saved.labels, labels)
+    assert saved.info == info
+    assert Architecture.of(saved.vae) == PLANS[name]
+    assert not saved.vae.training
+    assert not any(p.requires_grad for p in saved.vae.parameters())
+    x = torch.rand(4, 6, dtype=dtype)
+    assert torch.equal(saved.vae(x), vae(x))
+    assert torch.equal(saved.vae.decoder.std(saved.codes), vae.decoder.std(codes))
+
+
+def test_codes_and_labels_are_optional(tmp_path, model):
+    saved = load_model(save_model(str(tmp_path / "deep" / "m"), model))
+    assert saved.codes is None
+    assert saved.labels is None
+    assert saved.info == {}
+    assert {item.name for item in (tmp_path / "deep" / "m").iterdir()} == {"model.json", "weights.safetensors"}
+
+
+def test_saving_again_replaces_and_leaves_nothing_behind(tmp_path, model):
+    save_model(tmp_path / "m", model, codes=torch.zeros(3, 2))
+    save_model(tmp_path / "m", model, info={"second": True})
+    assert load_model(tmp_path / "m").info == {"second": True}
+    assert load_model(tmp_path / "m").codes is None
+    assert [item.name for item in tmp_path.iterdir()] == ["m"]
+
+
+def test_loading_leaves_the_global_state_alone(tmp_path, model):
+    save_model(tmp_path / "m", model)
+    before = torch.get_rng_state()
+    load_model(tmp_path / "m")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_loaded_model_does_not_depend_on_its_files(tmp_path, model):
+    save_model(tmp_path / "m", model)
+    loaded = load_model(tmp_path / "m").vae
+    (tmp_path / "m" / "weights.safetensors").write_bytes(b"")
+    assert same(loaded, model)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_full_disk_or_a_kill_leaves_the_old_model_whole(tmp_path, model, monkeypatch, at, error):
+    save_model(tmp_path / "m", model, info={"first": True})
+    count = []
+
+    def failing(tensors, path):
+        count.append(path)
+        path.write_bytes(b"half")
+        if len(count) == at:
+            raise error
+        save_file(tensors, path)
+
+    monkeypatch.setattr(storage, "save_file", failing)
+    with pytest.raises(type(error)):
+        save_model(tmp_path / "m", model, codes=torch.zeros(3, 2))
+    saved = load_model(tmp_path / "m")
+    assert saved.info == {"first": True}
+    assert same(saved.vae, model)
+    assert [item.name for item in tmp_path.iterdir()] == ["m"]
+
+
+def test_failing_rename_brings_the_old_model_back(tmp_path, model, monkeypatch):
+    save_model(tmp_path / "m", model, info={"first": True})
+    rename = type(tmp_path).rename
+
+    def failing(self, target):
+        if self.name.endswith(".new"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(type(tmp_path), "rename", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        save_model(tmp_path / "m", model)
+    assert load_model(tmp_path / "m").info == {"first": True}
+    assert [item.name for item in tmp_path.iterdir()] == ["m"]
+
+
+def test_kill_between_the_two_renames_loses_nothing(tmp_path, model):
+    save_model(tmp_path / "m", model, info={"first": True})
+    (tmp_path / "m").rename(tmp_path / ".m.old")  # what such a kill leaves
+    (tmp_path / ".m.new").mkdir()
+    assert load_model(tmp_path / "m").info == {"first": True}
+    save_model(tmp_path / "m", model, info={"second": True})
+    assert load_model(tmp_path / "m").info == {"second": True}
+    assert [item.name for item in tmp_path.iterdir()] == ["m"]
+
+
+class TestRefusals:
+    def test_folder_with_other_things(self, tmp_path, model):
+        (tmp_path / "thesis.tex").write_text("years of work")
+        with pytest.raises(ValueError, match=r"thesis\.tex.*name another folder"):
+            save_model(tmp_path, model)
+        assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+    def test_folder_of_foreign_weights(self, tmp_path, model):
+        save_file({"a": torch.zeros(1)}, tmp_path / "precious.safetensors")
+        with pytest.raises(ValueError, match="precious"):
+            save_model(tmp_path, model)
+
+    def test_a_file_in_the_way(self, tmp_path, model):
+        (tmp_path / "m").write_text("")
+        with pytest.raises(ValueError, match="is a file"):
+            save_model(tmp_path / "m", model)
+
+    def test_empty_folder_is_fine(self, tmp_path, model):
+        (tmp_path / "m").mkdir()
+        assert same(load_model(save_model(tmp_path / "m", model)).vae, model)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"codes": torch.zeros(3, 4)}, r"codes of shape \(3, 4\): pass \(n, 2\)"),
+            ({"codes": torch.zeros(3, 2), "labels": torch.zeros(4).long()}, r"labels of shape \(4,\)"),
+            ({"codes": torch.zeros(3, 2), "labels": torch.zeros(3)}, "float32"),
+            ({"labels": torch.zeros(3).long()}, "one for each code"),
+            ({"info": {"a": object()}}, "JSON"),
+            ({"info": {"a": float("nan")}}, "JSON"),
+        ],
+    )
+    def test_bad_arguments(self, tmp_path, model, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            save_model(tmp_path / "m", model, **arguments)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_model_of_foreign_parts(self, tmp_path, model):
+        model.decoder.scale = torch.nn.Softplus()
+        with pytest.raises(ValueError, match="Softplus"):
+            save_model(tmp_path / "m", model)
+
+
+class TestDamage:
+    @pytest.fixture
+    def folder(self, tmp_path, model):
+        return save_model(tmp_path / "m", model, codes=torch.zeros(3, 2))
+
+    def edit(self, folder, **changes):
+        about = json.loads((folder / "model.json").read_text())
+        (folder / "model.json").write_text(json.dumps({**about, **changes}))
+        return about
+
+    def test_missing_folder(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"nowhere.*check the path"):
+            load_model(tmp_path / "nowhere")
+
+    @pytest.mark.parametrize("name", ["model.json", "weights.safetensors", "codes.safetensors"])
+    def test_missing_file(self, folder, name):
+        (folder / name).unlink()
+        with pytest.raises(FileNotFoundError, match=rf"{name}.*is missing.*save the model again"):
+            load_model(folder)
+
+    @pytest.mark.parametrize("name", ["model.json", "weights.safetensors", "codes.safetensors"])
+    @pytest.mark.parametrize("keep", [0, 5, 60])
+    def test_truncated_file(self, folder, name, keep):
+        (folder / name).write_bytes((folder / name).read_bytes()[:keep])
+        with pytest.raises(ValueError, match=rf"{name}.*damaged.*save the model again"):
+            load_model(folder)
+
+    def test_flipped_bit(self, folder):
+        content = bytearray((folder / "weights.safetensors").read_bytes())
+        content[-3] ^= 4
+        (folder / "weights.safetensors").write_bytes(content)
+        with pytest.raises(ValueError, match="checksum"):
+            load_model(folder)
+
+    @pytest.mark.parametrize("content", [b"\xff\xfe", b"[]", b"null"])
+    def test_description_that_is_none(self, folder, content):
+        (folder / "model.json").write_bytes(content)
+        with pytest.raises(ValueError, match="damaged"):
+            load_model(folder)
+
+    @pytest.mark.parametrize("version", [FORMAT + 1, None, "1"])
+    def test_other_format(self, folder, version):
+        self.edit(folder, format=version)
+        with pytest.raises(ValueError, match=f"format {version!r}, this version reads {FORMAT}"):
+            load_model(folder)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"data_dim": 7}, {"scale": "constant"}, {"scale": "odd"}, {"hidden": 3}, {"colour": "red"}, {"n_centres": 4}],
+    )
+    def test_weights_that_do_not_fit(self, folder, changes):
+        about = json.loads((folder / "model.json").read_text())
+        self.edit(folder, architecture={**about["architecture"], **changes})
+        with pytest.raises(ValueError, match="do not fit the architecture"):
+            load_model(folder)
+
+    @pytest.mark.parametrize("changes", [{"files": None}, {"files": {}}, {"architecture": None}])
+    def test_parts_of_the_description_missing(self, folder, changes):
+        self.edit(folder, **changes)
+        with pytest.raises(ValueError, match=r"save the model again"):
+            load_model(folder)

@@ -1,0 +1,384 @@
+import hashlib
+import os
+import random
+import re
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from oddity.models import storage
+from oddity.models.rbf import RBFPrecision
+from oddity.models.training import fit_sigma_network, fit_vae
+from oddity.models.vae import ConstantScale, SigmaNetwork
+
+TINY = {"hidden": (8, 4), "epochs": 6, "variance_epochs": 5, "n_centres": 4, "batch_size": 32}
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def noise():
+    return torch.rand(70, 5, generator=rng())
+
+
+def ring(n=400):
+    """A noisy ring, embedded in ten dimensions, in [-1, 1]."""
+    angle = 2 * torch.pi * torch.rand(n, generator=rng(1))
+    plane = torch.stack([angle.cos(), angle.sin()], dim=1)
+    wide = plane @ torch.randn(2, 10, generator=rng(2)) + 0.05 * torch.randn(n, 10, generator=rng(3))
+    return wide / wide.abs().max()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    X, heard = ring(), []
+    vae = fit_vae(X, epochs=60, hidden=(16, 16), n_centres=16, progress=lambda *event: heard.append(event))
+    return X, vae, heard
+
+
+def same(one, two):
+    a, b = one.state_dict(), two.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+class TestFit:
+    def test_model_is_ready_for_use(self, trained):
+        X, vae, _ = trained
+        assert not vae.training
+        assert not any(p.requires_grad for p in vae.parameters())
+        assert {p.dtype for p in vae.parameters()} == {torch.float32}
+        assert isinstance(vae.decoder.scale, RBFPrecision)
+        assert vae.decoder.mean_net.output == "tanh"  # the data lie in [-1, 1]
+        assert vae.encode(X).numpy().shape == (400, 2)
+
+    def test_it_learns(self, trained):
+        X, vae, heard = trained
+        mean = [event[3] for event in heard if event[0] == "mean"]
+        precision = [event[3] for event in heard if event[0] == "precision"]
+        assert mean[-1] > mean[10] + 1  # past the warm-up's first steps
+        assert all(late >= early - 1e-6 for early, late in pairwise(precision))
+        assert (vae(X) - X).square().mean() < 0.2 * X.var()
+
+    def test_progress_tells_every_epoch(self, trained):
+        told = [event[:3] for event in trained[2]]
+        mean = [("mean", i, 60) for i in range(1, 61)]
+        assert told == [*mean, ("centres", 1, 1), *(("precision", i, 50) for i in range(1, 51))]
+
+    def test_rbf_std_grows_off_the_data_and_the_sigma_network_does_not(self, trained):
+        X, vae, _ = trained
+        baseline = fit_sigma_network(vae, X, epochs=20)
+        z = vae.encode(X)
+        angle = torch.linspace(0, 2 * torch.pi, 33)[:-1]
+        far = 30 * torch.stack([angle.cos(), angle.sin()], dim=1)
+        limit = float(vae.decoder.scale.zeta[0]) ** -0.5
+        torch.testing.assert_close(vae.decoder.std(far), torch.full((32, 10), limit))
+        assert bool((vae.decoder.std(z) < limit / 5).all())
+        # an ordinary network's is arbitrary: bounded by a few times that at the data, hardly larger in places
+        ratio = baseline.decoder.std(far) / baseline.decoder.std(z).mean(0)
+        assert ratio.min() < 2
+        assert baseline.decoder.std(far).max() < limit / 5
+
+    def test_precision_beats_the_constant_scale(self, trained):
+        X, vae, heard = trained
+        mean = [event[3] for event in heard if event[0] == "mean"]
+        bound = torch.stack([vae.elbo(X, rng(i)).mean() for i in range(20)]).mean()
+        assert bound > mean[-1] - 0.5
+
+    def test_seed_decides(self, noise):
+        one, two, other = (fit_vae(noise, **TINY, seed=seed) for seed in (1, 1, 2))
+        assert same(one, two)
+        assert not same(one, other)
+
+    def test_global_random_states_are_neither_read_nor_changed(self, noise):
+        torch.manual_seed(1)
+        one = fit_vae(noise, **TINY)
+        before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+        two = fit_sigma_network(fit_vae(noise, **TINY), noise, epochs=1)
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+        assert random.getstate() == before[2]
+        assert same(one.encoder, two.encoder)
+
+    def test_numpy_lists_and_integers(self, noise):
+        expected = fit_vae(noise, **TINY)
+        array = noise.numpy().copy()
+        array.setflags(write=False)
+        assert same(fit_vae(array, **TINY), expected)
+        assert same(fit_vae(noise.double(), **TINY), expected)
+        assert fit_vae([[0, 1], [1, 0], [2, 2]], **TINY).data_dim == 2
+        pixels = (noise * 17).to(torch.uint8)
+        assert fit_vae(pixels, **TINY).decoder.mean_net.output == "identity"
+
+    def test_constant_columns_are_capped(self):
+        X = torch.rand(100, 3, generator=rng())
+        X[:, 0], X[:, 1] = 0.0, 1.0
+        vae = fit_vae(X, **{**TINY, "epochs": 40, "variance_epochs": 30}, min_std=0.02)
+        std = vae.decoder.std(vae.encode(X))
+        assert bool(std.isfinite().all())
+        assert std.min() > 0.8 * 0.02
+        flat = fit_vae(torch.ones(10, 3), **TINY)
+        assert bool(flat.decoder.std(flat.encode(torch.ones(10, 3))).isfinite().all())
+
+    @pytest.mark.parametrize(("low", "high", "output"), [(0, 1, "sigmoid"), (-1, 1, "tanh"), (-2, 1, "identity")])
+    def test_output_follows_the_range(self, noise, low, high, output):
+        assert fit_vae(low + (high - low) * noise, **TINY).decoder.mean_net.output == output
+        assert fit_vae(noise, **TINY, output="identity").decoder.mean_net.output == "identity"
+
+    @pytest.mark.parametrize("d", [1, 3, 5])
+    def test_latent_dimensions(self, noise, d):
+        vae = fit_vae(noise, **TINY, latent_dim=d)
+        assert vae.encode(noise).shape == (70, d)
+        assert bool(vae.decoder.std(vae.encode(noise)).isfinite().all())
+
+    @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
+    def test_precisions(self, noise, precision):
+        vae = fit_vae(noise, **TINY, precision=precision)
+        dtype = torch.float64 if precision == "64-true" else torch.float32
+        assert {p.dtype for p in [*vae.parameters(), *vae.buffers()]} == {dtype}
+        baseline = fit_sigma_network(vae, noise, epochs=1, precision=precision)
+        assert same(baseline.encoder, vae.encoder)
+        assert {p.dtype for p in baseline.parameters()} == {dtype}
+
+    def test_nothing_is_printed(self, noise, capfd):
+        fit_vae(noise, **TINY)
+        assert capfd.readouterr() == ("", "")
+
+
+class TestSigmaNetwork:
+    def test_only_the_scale_differs(self, noise):
+        vae = fit_vae(noise, **TINY)
+        kept = {key: value.clone() for key, value in vae.state_dict().items()}
+        heard = []
+        baseline = fit_sigma_network(vae, noise, epochs=2, progress=lambda *event: heard.append(event[:3]))
+        assert isinstance(baseline.decoder.scale, SigmaNetwork)
+        assert isinstance(vae.decoder.scale, RBFPrecision)
+        assert same(baseline.encoder, vae.encoder)
+        assert same(baseline.decoder.mean_net, vae.decoder.mean_net)
+        assert all(torch.equal(kept[key], value) for key, value in vae.state_dict().items())
+        assert heard == [("sigma", 1, 2), ("sigma", 2, 2)]
+        assert not baseline.training
+        assert not any(p.requires_grad for p in baseline.parameters())
+
+    def test_misuse(self, noise):
+        vae = fit_vae(noise, **TINY)
+        with pytest.raises(ValueError, match="4 columns, the model 5"):
+            fit_sigma_network(vae, noise[:, :4])
+        with pytest.raises(ValueError, match="pass the precision"):
+            fit_sigma_network(vae, noise, precision="64-true")
+        with pytest.raises(ValueError, match="epochs=0"):
+            fit_sigma_network(vae, noise, epochs=0)
+
+
+class TestMisuse:
+    @pytest.mark.parametrize(
+        ("X", "message"),
+        [
+            (torch.zeros(5), r"X has shape \(5,\)"),
+            (torch.zeros(5, 2, 2), "images flattened"),
+            (torch.zeros(1, 3), "at least two rows"),
+            (torch.zeros(5, 0), "one column"),
+            (torch.tensor([[0.0, 1.0], [2.0, float("nan")]]), r"X\[1, 1\] is nan"),
+            (np.array([[0.0, 1.0], [-np.inf, 2.0]]), r"X\[1, 0\] is -inf"),
+            (np.array([[1e300, 1.0], [0.0, 2.0]]), r"X\[0, 0\] is inf"),
+            (np.zeros((3, 2), dtype=complex), "complex"),
+            ([["a", "b"], ["c", "d"]], "rows of numbers"),
+            ([[object(), 1.0], [2.0, 3.0]], "rows of numbers"),
+            (255 * torch.rand(20, 3, generator=rng()), "pixels / 255"),
+        ],
+    )
+    def test_data(self, X, message):
+        with pytest.raises(ValueError, match=message):
+            fit_vae(X, latent_dim=1)
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"latent_dim": 6}, "latent_dim=6 exceeds the 5 columns"),
+            ({"latent_dim": 0}, "latent_dim=0"),
+            ({"epochs": 0}, "epochs=0"),
+            ({"variance_epochs": -1}, "variance_epochs=-1"),
+            ({"batch_size": 0}, "batch_size=0"),
+            ({"lr": 0.0}, "lr=0"),
+            ({"lr": float("nan")}, "lr=nan"),
+            ({"zeta": -1.0}, "zeta=-1"),
+            ({"a": 0}, "a=0"),
+            ({"min_std": 0.0}, "min_std=0"),
+            ({"weight_decay": -1.0}, "weight_decay=-1"),
+            ({"hidden": ()}, "hidden="),
+            ({"output": "relu"}, "output='relu'"),
+            ({"resume": True}, "needs checkpoint="),
+            ({"checkpoint": "never", "checkpoint_every": 0}, "checkpoint_every=0"),
+        ],
+    )
+    def test_settings(self, noise, settings, message):
+        with pytest.raises(ValueError, match=message):
+            fit_vae(noise, **settings)
+
+    def test_divergence_is_told(self, noise):
+        with pytest.raises(RuntimeError, match="diverged in epoch"):
+            fit_vae(1e-3 * noise, **{**TINY, "epochs": 60}, lr=1e20)
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop_at(stage, epoch, kind=StoppedError):
+    def progress(told_stage, told_epoch, epochs, value):
+        if (told_stage, told_epoch) == (stage, epoch):
+            raise kind
+
+    return progress
+
+
+class TestCheckpoints:
+    @pytest.mark.parametrize("kind", [StoppedError, KeyboardInterrupt])
+    @pytest.mark.parametrize(
+        "where",
+        [("mean", 1), ("mean", 3), ("mean", 4), ("mean", 6), ("centres", 1), ("precision", 1), ("precision", 4)],
+    )
+    def test_resumed_run_repeats_the_unbroken_one(self, noise, tmp_path, where, kind):
+        settings = {**TINY, "checkpoint": tmp_path / "run", "checkpoint_every": 2}
+        with pytest.raises(kind):
+            fit_vae(noise, **settings, progress=stop_at(*where, kind))
+        heard = []
+        resumed = fit_vae(noise, **settings, resume=True, progress=lambda *event: heard.append(event[:2]))
+        assert same(resumed, fit_vae(noise, **TINY))
+        if where == ("precision", 4):
+            assert heard == [("precision", 5)]
+
+    def test_broken_twice(self, noise, tmp_path):
+        settings = {**TINY, "checkpoint": tmp_path / "run", "checkpoint_every": 1}
+        for where in (("mean", 2), ("mean", 5), ("precision", 2), ("precision", 3)):
+            with pytest.raises(StoppedError):
+                fit_vae(noise, **settings, resume=True, progress=stop_at(*where))
+        assert same(fit_vae(noise, **settings, resume=True), fit_vae(noise, **TINY))
+
+    def test_finished_run_is_returned_at_once(self, noise, tmp_path):
+        settings = {**TINY, "checkpoint": tmp_path / "run"}
+        done, heard = fit_vae(noise, **settings), []
+        assert same(fit_vae(noise, **settings, resume=True, progress=heard.append), done)
+        assert heard == []
+
+    def test_float64_run_resumes_without_rounding(self, noise, tmp_path):
+        settings = {**TINY, "checkpoint": tmp_path / "run", "checkpoint_every": 2, "precision": "64-true"}
+        with pytest.raises(StoppedError):
+            fit_vae(noise, **settings, progress=stop_at("mean", 5))
+        assert same(fit_vae(noise, **settings, resume=True), fit_vae(noise, **TINY, precision="64-true"))
+
+    def test_checkpoint_holds_no_pickle(self, noise, tmp_path):
+        fit_vae(noise, **TINY, checkpoint=tmp_path / "run")
+        assert {item.suffix for item in (tmp_path / "run").iterdir()} == {".json", ".safetensors"}
+        assert [item.name for item in tmp_path.iterdir()] == ["run"]
+
+    def test_full_disk_leaves_the_last_checkpoint(self, noise, tmp_path, monkeypatch):
+        settings = {**TINY, "checkpoint": tmp_path / "run", "checkpoint_every": 2}
+        write, count = storage.save_file, []
+
+        def failing(tensors, path):
+            count.append(path)
+            if len(count) == 4:  # the second file of the second checkpoint
+                raise OSError(28, "No space left on device")
+            write(tensors, path)
+
+        monkeypatch.setattr(storage, "save_file", failing)
+        with pytest.raises(OSError, match="No space left"):
+            fit_vae(noise, **settings)
+        monkeypatch.undo()
+        heard = []
+        resumed = fit_vae(noise, **settings, resume=True, progress=lambda *event: heard.append(event[:2]))
+        assert heard[0] == ("mean", 3)
+        assert same(resumed, fit_vae(noise, **TINY))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"epochs": 7}, "made with epochs=6, this run has epochs=7"),
+            ({"hidden": (8, 5)}, "hidden="),
+            ({"lr": 1e-2}, "lr="),
+            ({"seed": 1}, "seed=0, this run has seed=1"),
+            ({"X": torch.rand(70, 5, generator=rng(9))}, "other data"),
+            ({"X": torch.rand(71, 5, generator=rng(9))}, "other data"),
+        ],
+    )
+    def test_another_run_is_refused(self, noise, tmp_path, change, message):
+        settings = {"X": noise, **TINY, "checkpoint": tmp_path / "run"}
+        with pytest.raises(StoppedError):
+            fit_vae(**settings, progress=stop_at("mean", 6))
+        with pytest.raises(ValueError, match=re.escape(message)):
+            fit_vae(**{**settings, **change}, resume=True)
+
+    def test_foreign_folder_is_refused_at_the_start(self, noise, tmp_path):
+        (tmp_path / "notes.txt").write_text("mine")
+        with pytest.raises(ValueError, match=r"notes\.txt"):
+            fit_vae(noise, **TINY, checkpoint=tmp_path)
+        assert (tmp_path / "notes.txt").read_text() == "mine"
+
+    def test_damaged_checkpoint(self, noise, tmp_path):
+        fit_vae(noise, **TINY, checkpoint=tmp_path / "run")
+        (tmp_path / "run" / "model.safetensors").write_bytes(b"short")
+        with pytest.raises(ValueError, match=r"damaged.*resume=False"):
+            fit_vae(noise, **TINY, checkpoint=tmp_path / "run", resume=True)
+
+
+def test_first_stage_has_a_constant_scale(noise, tmp_path):
+    with pytest.raises(StoppedError):
+        fit_vae(noise, **TINY, checkpoint=tmp_path / "run", progress=stop_at("mean", 6))
+    _, tensors = storage.read_folder(tmp_path / "run", "checkpoint.json", remedy="")
+    assert set(tensors["model"]) >= {"decoder.scale.log_std"}
+    assert set(ConstantScale(5).state_dict()) == {"log_std"}
+
+
+SCRIPT = """
+import hashlib, os, sys, warnings
+warnings.simplefilter("error")
+import torch
+torch.set_num_threads(1)
+from oddity.models.training import fit_sigma_network, fit_vae
+
+X = torch.rand(203, 6, generator=torch.Generator().manual_seed(0))
+engine = {"devices": 2, "strategy": "ddp", "accelerator": "cpu"}
+settings = {"hidden": (8, 4), "epochs": 8, "variance_epochs": 5, "n_centres": 4}
+heard = []
+vae = fit_vae(X, **settings, **engine, checkpoint=sys.argv[1], progress=lambda *e: heard.append(e))
+again = fit_vae(X, **settings, **engine, checkpoint=sys.argv[1], resume=True)
+baseline = fit_sigma_network(vae, X, epochs=2, **engine)
+
+def digest(model):
+    return hashlib.sha256(b"".join(t.numpy().tobytes() for t in model.state_dict().values())).hexdigest()
+
+rank = int(os.environ.get("LOCAL_RANK", "0"))
+assert bool(heard) == (rank == 0)
+if rank == 0:
+    bounds = [value for stage, _, _, value in heard if stage == "mean"]
+    assert bounds[-1] > bounds[0], bounds
+assert digest(vae) == digest(again)
+with open(f"{sys.argv[2]}.{rank}", "w") as file:
+    file.write(digest(vae) + digest(baseline))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_agree(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "LOCAL_", "MASTER"))}
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "run"), str(tmp_path / "digest")],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (Path(f"{tmp_path}/digest.{rank}").read_text() for rank in (0, 1))
+    assert first == second
+    assert len(first) == 2 * hashlib.sha256().digest_size * 2

@@ -1,0 +1,119 @@
+"""Every derivative mode gives the same derivative; the doors say what is wrong."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from oddity.numerics.autodiff import MODES, Differential
+
+
+def net() -> nn.Module:
+    g = torch.Generator().manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 5)).double()
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(torch.randn(p.shape, generator=g, dtype=torch.float64))
+    return module.eval()
+
+
+class Attention(nn.Module):
+    """Fused attention has no forward derivative on CPU."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        q = z[:, None, :, None]
+        return nn.functional.scaled_dot_product_attention(q, q, q).flatten(1)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.cell = kind(1, 4, batch_first=True).double()
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.cell(z[..., None])[0].flatten(1)
+
+
+def finite_differences(f: Differential, z: Tensor, h: float = 1e-6) -> Tensor:
+    columns = [(f(z + h * e) - f(z - h * e)) / (2 * h) for e in torch.eye(z.shape[1], dtype=z.dtype)]
+    return torch.stack(columns, -1)
+
+
+def some_points(n: int = 4) -> Tensor:
+    return torch.randn(n, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("mode", list(MODES))
+def test_all_modes_agree(mode: str) -> None:
+    z, f = some_points(), net()
+    torch.testing.assert_close(Differential(f, mode=mode).frame(z), Differential(f, mode="jacrev").frame(z))
+    v = torch.ones_like(z)
+    torch.testing.assert_close(
+        Differential(f, mode=mode).push(z, v), (Differential(f, mode="jacrev").frame(z) @ v[..., None])[..., 0]
+    )
+
+
+@pytest.mark.parametrize("module", [net, Attention, lambda: Recurrent(nn.GRU), lambda: Recurrent(nn.LSTM)])
+def test_a_working_mode_is_found_and_reported(module) -> None:
+    f = Differential(module().eval())
+    z = some_points()
+    with torch.no_grad():
+        torch.testing.assert_close(f.frame(z), finite_differences(f, z), rtol=1e-6, atol=1e-8)
+    assert f.mode in MODES
+
+
+def test_curvature_is_the_hessian() -> None:
+    z, f = some_points(), Differential(net())
+    w = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    expected = torch.stack(
+        [torch.autograd.functional.hessian(lambda x, i=i: (w[i] * f(x)).sum(), z[i]) for i in range(4)]
+    )
+    torch.testing.assert_close(f.curvature(z, w), expected)
+
+
+def test_image_outputs_are_flattened() -> None:
+    f = Differential(lambda z: z[:, :, None] * z[:, None, :])
+    assert f(some_points()).shape == (4, 9)
+    assert f.frame(some_points()[None]).shape == (1, 4, 9, 3)
+
+
+def test_an_empty_batch_gives_an_empty_result() -> None:
+    assert Differential(net()).frame(some_points()[:0]).shape == (0, 5, 3)
+
+
+def detached(z: Tensor) -> Tensor:
+    return torch.from_numpy(z.detach().numpy() ** 2)
+
+
+@pytest.mark.parametrize(
+    ("f", "z", "message"),
+    [
+        (net(), torch.zeros(2, 3), r"points are torch.float32 but the weights .* torch.float64; convert one"),
+        (net(), torch.zeros(2, 4, dtype=torch.float64), r"cannot map points of shape \(n, 4\)"),
+        (lambda z: z.sum(), torch.zeros(2, 3), r"mapped 2 points to shape \(\); it must keep the rows"),
+        (lambda z: z[:1], torch.zeros(2, 3), r"mapped 2 points to shape \(1, 3\)"),
+        (lambda z: z.numpy(), torch.zeros(2, 3), "returned ndarray; it must return one tensor"),
+    ],
+)
+def test_the_door(f, z: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Differential(f).check(z)
+
+
+def test_training_mode_is_refused_at_once_and_later() -> None:
+    module = net().train()
+    with pytest.raises(ValueError, match=r"Sequential in training mode.*call \.eval\(\)"):
+        Differential(module)
+    f = Differential(module.eval())
+    f.check(some_points())
+    module.train()
+    with pytest.raises(ValueError, match="training mode"):
+        f.check(some_points())
+
+
+def test_unknown_mode_and_no_function() -> None:
+    with pytest.raises(ValueError, match="unknown derivative mode 'magic'"):
+        Differential(net(), mode="magic")
+    with pytest.raises(ValueError, match="expected a function"):
+        Differential(3)  # type: ignore[arg-type]

@@ -1,0 +1,156 @@
+"""The chain solver on chains that are no geodesics: springs in a potential landscape."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from oddity.numerics.autodiff import Differential
+from oddity.numerics.chain import ChainModel, interpolate_chain, model_from_frames, node_slopes, solve_chain
+
+
+class Surface:
+    """A chain stretched over the graph of a function."""
+
+    def __init__(self, f=None) -> None:
+        self.calls: list[int] = []
+        self.differential = Differential(f or (lambda z: torch.cat([z, z[:, :1].sin() * z[:, 1:].cos()], 1)))
+
+    def chain_model(self, c: Tensor, *, exact: bool = False) -> ChainModel:
+        self.calls.append(len(c))
+        values, frames = self.differential.value_and_frame(c.flatten(0, 1))
+        values, frames = values.reshape(*c.shape[:2], -1), frames.reshape(len(frames), *c.shape[:2], -1)
+        bend = None
+        if exact:
+            w = 2 * values[:, 1:-1] - values[:, :-2] - values[:, 2:]
+            bend = self.differential.curvature(c[:, 1:-1].flatten(0, 1), w.flatten(0, 1))
+            bend = bend.reshape(*c[:, 1:-1].shape, -1)
+        return model_from_frames(values, frames[:, :, 1:-1], bend)
+
+
+def lines(a: Tensor, b: Tensor, n: int = 16) -> Tensor:
+    return a[:, None] + torch.linspace(0, 1, n + 1, dtype=a.dtype)[:, None] * (b - a)[:, None]
+
+
+def some_lines(B: int = 6) -> Tensor:
+    g = torch.Generator().manual_seed(0)
+    a, b = 3 * torch.randn(2, B, 2, generator=g, dtype=torch.float64)
+    return lines(a, b)
+
+
+def test_a_flat_chain_is_solved_in_one_step() -> None:
+    start = some_lines() + 0.1 * torch.randn(6, 17, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = solve_chain(Surface(lambda z: 2 * z), start)
+    assert found.stationary.all()
+    assert found.iterations.max() == 1
+    torch.testing.assert_close(found.points, lines(start[:, 0], start[:, -1]))
+
+
+def test_minimum_is_stationary_for_an_independent_optimiser() -> None:
+    surface, start = Surface(), some_lines()
+    found = solve_chain(surface, start)
+    assert found.stationary.all()
+    inner = found.points[:, 1:-1].clone().requires_grad_()
+    optimiser = torch.optim.LBFGS([inner], max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=1e-12)
+
+    def energy() -> Tensor:
+        c = torch.cat([start[:, :1], inner, start[:, -1:]], 1)
+        z = surface.differential(c)
+        return 0.5 * 16 * z.diff(dim=1).square().sum()
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        value = energy()
+        value.backward()
+        return value
+
+    optimiser.step(closure)
+    assert found.energy.sum() <= energy() * (1 + 1e-10)
+
+
+def test_energy_never_rises_and_ends_stay() -> None:
+    start = some_lines()
+    surface = Surface()
+    found = solve_chain(surface, start, max_iterations=2)
+    assert (found.energy <= surface.chain_model(start).energy).all()
+    assert torch.equal(found.points[:, [0, -1]], start[:, [0, -1]])
+
+
+def test_solved_chains_leave_the_batch() -> None:
+    start = some_lines()
+    start[0] = start[0, :1]  # a chain that is solved before it starts
+    surface = Surface()
+    solve_chain(surface, start)
+    assert surface.calls[0] == 6
+    assert max(surface.calls[1:]) <= 5
+
+
+@pytest.mark.parametrize("bad", [0, 3])
+def test_one_bad_chain_leaves_the_others_alone(bad: int) -> None:
+    def hole(z: Tensor) -> Tensor:
+        return torch.cat([z, torch.where(z[:, :1] > 100, torch.nan, z[:, :1].sin())], 1)
+
+    start = some_lines()
+    clean = solve_chain(Surface(hole), start)
+    spoiled = start.clone()
+    spoiled[bad] += 200
+    found = solve_chain(Surface(hole), spoiled)
+    others = [i for i in range(6) if i != bad]
+    assert not found.stationary[bad]
+    assert found.why[bad] == "the energy of the starting curve is not finite"
+    assert torch.equal(found.points[bad], spoiled[bad])
+    assert found.stationary[others].all()
+    torch.testing.assert_close(found.points[others], clean.points[others])
+
+
+def test_running_out_of_iterations_is_said() -> None:
+    found = solve_chain(Surface(), some_lines(), max_iterations=1)
+    late = ~found.stationary
+    assert late.any()
+    assert all("still moving after 1 iterations" in found.why[i] for i in late.nonzero().flatten().tolist())
+
+
+def test_newton_finishes_where_gauss_newton_crawls() -> None:
+    """Near-conjugate ends of a sphere: Gauss-Newton alone contracts by (L / pi)^2 a step."""
+
+    def sphere(z: Tensor) -> Tensor:
+        return torch.cat([2 * z, z.square().sum(-1, keepdim=True) - 1], -1) / (1 + z.square().sum(-1, keepdim=True))
+
+    class GaussNewtonOnly(Surface):
+        def chain_model(self, c: Tensor, *, exact: bool = False) -> ChainModel:  # noqa: ARG002
+            return super().chain_model(c)
+
+    a, b = torch.tensor([[0.0, -1.0]], dtype=torch.float64), torch.tensor([[0.3, 0.95]], dtype=torch.float64)
+    with_newton, without = (solve_chain(kind(sphere), lines(a, b, 32)) for kind in (Surface, GaussNewtonOnly))
+    assert with_newton.stationary.all()
+    assert with_newton.iterations[0] * 3 < without.iterations[0]
+
+
+def test_the_interpolant_is_of_fourth_order_at_least() -> None:
+    def curve(t: Tensor) -> Tensor:
+        return torch.stack([(3 * t).sin(), (2 * t).exp()], -1)
+
+    t = torch.linspace(0, 1, 333, dtype=torch.float64)
+    errors = [
+        (interpolate_chain(curve(torch.linspace(0, 1, n + 1, dtype=torch.float64)), t) - curve(t)).abs().max()
+        for n in (16, 32, 64)
+    ]
+    assert all(a / b > 14 for a, b in zip(errors, errors[1:], strict=False))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
+def test_short_chains_interpolate_lines_exactly(n: int) -> None:
+    nodes = torch.linspace(0, 1, n + 1, dtype=torch.float64)[:, None] * torch.tensor([1.0, -2.0], dtype=torch.float64)
+    t = torch.tensor([0.0, 0.1, 0.5, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(interpolate_chain(nodes, t), t[:, None] * torch.tensor([1.0, -2.0], dtype=torch.float64))
+    torch.testing.assert_close(n * node_slopes(nodes), nodes[-1].expand(n + 1, 2))
+
+
+def test_tolerance_follows_the_dtype() -> None:
+    start = some_lines()
+    double, single = solve_chain(Surface(), start), solve_chain(Surface(), start.float())
+    assert single.stationary.all()
+    assert double.decrement.max() < 1e-11
+    assert single.points.dtype == torch.float32
+    assert math.isclose(float(single.energy.sum()), float(double.energy.sum()), rel_tol=1e-4)

@@ -1,0 +1,49 @@
+"""Neighbour graphs and paths against brute force and networkx-free oracles."""
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components, dijkstra
+
+from oddity.numerics.graph import bridge, knn_edges, shortest_paths
+
+
+def cloud(n: int = 60) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(n, 2))
+
+
+def test_knn_edges_are_the_nearest() -> None:
+    points = cloud()
+    distance = np.linalg.norm(points[:, None] - points, axis=-1)
+    np.fill_diagonal(distance, np.inf)
+    wanted = {tuple(sorted((i, j))) for i in range(60) for j in np.argsort(distance[i])[:4].tolist()}
+    assert {tuple(e) for e in knn_edges(points, 4).tolist()} == wanted
+
+
+def test_bridges_connect_and_are_few() -> None:
+    points = np.concatenate([cloud(20) + shift for shift in ([0, 0], [30, 0], [0, 50], [90, 90])])
+    edges = knn_edges(points, 3)
+    extra = bridge(points, edges)
+    every = np.concatenate([edges, extra])
+    parts = connected_components(csr_array((np.ones(len(every)), every.T), shape=(80, 80)), directed=False)[0]
+    before = connected_components(csr_array((np.ones(len(edges)), edges.T), shape=(80, 80)), directed=False)[0]
+    assert parts == 1
+    assert len(extra) == before - 1
+
+
+def test_paths_have_the_shortest_length() -> None:
+    points = cloud()
+    edges = knn_edges(points, 4)
+    edges = np.concatenate([edges, edges[:, ::-1]])
+    length = np.linalg.norm(points[edges[:, 0]] - points[edges[:, 1]], axis=1)
+    graph = csr_array((length, edges.T), shape=(60, 60))
+    rng = np.random.default_rng(1)
+    sources, targets = rng.integers(0, 60, (2, 40))
+    paths = shortest_paths(60, edges, length, sources, targets, block=7)
+    truth = dijkstra(graph)[sources, targets]
+    known = {(int(i), int(j)) for i, j in edges}
+    for path, source, target, expected in zip(paths, sources, targets, truth, strict=True):
+        steps = list(zip(path[:-1], path[1:], strict=True))
+        assert path[0] == source
+        assert path[-1] == target
+        assert all(i == j or (int(i), int(j)) in known for i, j in steps)
+        np.testing.assert_allclose(sum(np.linalg.norm(points[i] - points[j]) for i, j in steps), expected)

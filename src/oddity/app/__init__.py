@@ -1,0 +1,1 @@
+"""The command line, its data sets, figures and reports: the only layer that may import everything."""

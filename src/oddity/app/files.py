@@ -1,0 +1,71 @@
+"""Outputs are written beside their place and renamed into it: a reader never meets half a file."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path beside ``path`` that takes its place if the block ends well, and is removed if not.
+
+    Parameters
+    ----------
+    path
+        Where the finished file shall stand.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     target = Path(folder) / "note.txt"
+    ...     with replacing(target) as part:
+    ...         _ = part.write_text("whole")
+    ...     target.read_text(), len(list(target.parent.iterdir()))
+    ('whole', 1)
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
+    """Return ``path`` if a file may be written there: minutes of work should not end in a missing folder.
+
+    Parameters
+    ----------
+    path
+        The file to be.
+    suffixes
+        The endings that its name may have.
+
+    Raises
+    ------
+    ValueError
+        If its name ends otherwise.
+    FileNotFoundError, NotADirectoryError, PermissionError, IsADirectoryError
+        With the folder or the file that stands in the way.
+
+    Examples
+    --------
+    >>> check_writable("map.png", (".png", ".pdf")).name
+    'map.png'
+    """
+    path = Path(path)
+    folder = path.parent
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"can't write {path}: let its name end in {' or '.join(suffixes)}")
+    if not folder.exists():
+        raise FileNotFoundError(f"can't write {path}: there is no folder {folder}; make it first")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"can't write {path}: {folder} is not a folder")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"can't write {path}: the folder {folder} is not writable")
+    if path.is_dir():
+        raise IsADirectoryError(f"can't write {path}: it is a folder; name a file")
+    return path

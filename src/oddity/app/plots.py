@@ -1,0 +1,337 @@
+"""Figures of a latent space, drawn from arrays.
+
+Every function returns a figure of its own and leaves Matplotlib's global state alone; :func:`save` writes it.
+Classes are told apart by colour (Okabe and Ito's palette, safe for colour-blind readers) and, beyond eight
+of them, by marker as well.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from numpy.typing import ArrayLike, NDArray
+
+from oddity.app.files import check_writable, replacing
+
+FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
+CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#CC79A7", "#D55E00", "#999999")
+CLASS_MARKERS = "os^Dv"
+GEODESIC_COLOUR, STRAIGHT_COLOUR = "#D7191C", "#FFFFFF"
+_DPI = 200
+
+Array = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A regular grid over a rectangle of a two-dimensional latent space.
+
+    Attributes
+    ----------
+    z1 : ndarray, shape (w,)
+        The abscissae.
+    z2 : ndarray, shape (h,)
+        The ordinates.
+
+    Examples
+    --------
+    >>> plane = Plane.around([[0.0, 0.0], [2.0, 1.0]], size=5, margin=0.5)
+    >>> plane.points.shape, plane.extent
+    ((25, 2), (-1.0, 3.0, -1.5, 2.5))
+    """
+
+    z1: Array
+    z2: Array
+
+    @classmethod
+    def around(cls, codes: ArrayLike, *, size: int = 200, margin: float = 0.25) -> "Plane":
+        """Lay a square grid of ``size`` x ``size`` points around codes (n, 2); the margin is in widths."""
+        codes = _flat_codes(codes)
+        centre = (codes.min(0) + codes.max(0)) / 2
+        half = (0.5 + margin) * float(np.ptp(codes, axis=0).max() or 1.0)
+        z1, z2 = (np.linspace(c - half, c + half, size) for c in centre)
+        return cls(z1, z2)
+
+    @property
+    def points(self) -> Array:
+        """The grid's points, row after row: (h * w, 2)."""
+        return np.stack(np.meshgrid(self.z1, self.z2), axis=-1).reshape(-1, 2)
+
+    @property
+    def extent(self) -> tuple[float, float, float, float]:
+        """Left, right, bottom, top."""
+        return float(self.z1[0]), float(self.z1[-1]), float(self.z2[0]), float(self.z2[-1])
+
+    def image(self, values: ArrayLike) -> Array:
+        """Values at the points, (h * w,), as rows and columns: (h, w)."""
+        return np.asarray(values, dtype=float).reshape(len(self.z2), len(self.z1))
+
+
+def latent_map(
+    plane: Plane,
+    log_volume: ArrayLike,
+    codes: ArrayLike,
+    labels: ArrayLike | None = None,
+    *,
+    geodesics: ArrayLike | None = None,
+    class_names: Mapping[int, str] | None = None,
+) -> Figure:
+    r"""Draw the magnification factor ``log sqrt(det M)`` with the codes, geodesics and their straight lines.
+
+    Parameters
+    ----------
+    plane
+        Where the factor was evaluated.
+    log_volume
+        The factor at ``plane.points``, (h * w,).
+    codes
+        The codes (n, 2), drawn over the map.
+    labels
+        The class of each code (n,).
+    geodesics
+        Curves (k, n + 1, 2); the straight line between the ends of each is drawn beside it.
+    class_names
+        Names for the legend; a label without one stands for itself.
+
+    Raises
+    ------
+    ValueError
+        If the codes are not two-dimensional: other latent spaces have no such map.
+
+    Examples
+    --------
+    >>> codes = [[0.0, 0.0], [1.0, 1.0]]
+    >>> plane = Plane.around(codes, size=20)
+    >>> figure = latent_map(plane, plane.points.sum(1), codes, [0, 1], geodesics=[[[0, 0], [1, 0], [1, 1]]])
+    >>> [text.get_text() for text in figure.legends[0].get_texts()]
+    ['class 0', 'class 1', 'geodesic', 'straight line']
+    """
+    codes, image = _flat_codes(codes), plane.image(log_volume)
+    figure = Figure(figsize=(7.2, 6.9), dpi=_DPI, layout="constrained")
+    axes = figure.add_subplot()
+    low, high = _limits(image)
+    shown = axes.imshow(np.maximum(image, low), cmap="gray", norm=Normalize(low, high), **_where(plane))
+    bar = figure.colorbar(shown, cax=_beside(axes), extend="min" if image.min() < low else "neither")
+    bar.set_label(r"magnification factor  $\log\sqrt{\det M(z)}$")
+    handles = _scatter_codes(axes, codes, labels, class_names or {})
+    if geodesics is not None:
+        handles += _draw_curves(axes, np.asarray(geodesics, dtype=float))
+    _label_plane(axes)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False)
+    return figure
+
+
+def variance(
+    plane: Plane,
+    deviations: Mapping[str, ArrayLike],
+    codes: ArrayLike,
+) -> Figure:
+    """Draw standard deviations over the plane side by side, on one logarithmic colour scale.
+
+    Parameters
+    ----------
+    plane
+        Where they were evaluated.
+    deviations
+        The decoder's mean standard deviation at ``plane.points``, (h * w,), by the title of its panel.
+    codes
+        The codes (n, 2), drawn over each panel.
+
+    Raises
+    ------
+    ValueError
+        If the codes are not two-dimensional.
+
+    Examples
+    --------
+    >>> plane = Plane.around([[0.0, 0.0], [1.0, 1.0]], size=10)
+    >>> figure = variance(plane, {"left": [1.0] * 100, "right": [2.0] * 100}, [[0.0, 0.0], [1.0, 1.0]])
+    >>> [axes.get_title() for axes in figure.axes[:2]]
+    ['left', 'right']
+    """
+    codes = _flat_codes(codes)
+    images = {title: plane.image(sd) for title, sd in deviations.items()}
+    values = np.stack(list(images.values()))
+    norm = LogNorm(values.min(), values.max())
+    figure = Figure(figsize=(4.6 * len(images) + 1.2, 5.35), dpi=_DPI, layout="constrained")
+    panels = figure.subplots(1, len(images), sharey=True, squeeze=False)[0]
+    for axes, (title, image) in zip(panels, images.items(), strict=True):
+        shown = axes.imshow(image, cmap="magma", norm=norm, **_where(plane))
+        dots = axes.scatter(codes[:, 0], codes[:, 1], s=3, c="#56B4E9", linewidths=0, alpha=0.8, label="codes")
+        axes.set_title(title)
+        _label_plane(axes)
+        axes.label_outer()
+    bar = figure.colorbar(shown, cax=_beside(panels[-1]))
+    bar.set_label("decoder standard deviation, mean over the outputs")
+    figure.legend(handles=[dots], loc="outside lower center", frameon=False, markerscale=3)
+    return figure
+
+
+def interpolations(
+    along_geodesic: ArrayLike,
+    along_line: ArrayLike,
+    titles: Sequence[str],
+    *,
+    image_shape: tuple[int, ...] | None = None,
+) -> Figure:
+    """Draw decoded frames along geodesics, each over decoded frames along its straight line.
+
+    Parameters
+    ----------
+    along_geodesic, along_line
+        Decoded frames (k, frames, D) at equal steps of arc length, and at equal steps of the line.
+    titles
+        One a pair, (k,).
+    image_shape
+        Shape of a frame that is an image. Without it a frame is drawn as a row of colours, one a column of
+        the data.
+
+    Examples
+    --------
+    >>> frames = np.random.default_rng(0).random((2, 5, 16))
+    >>> figure = interpolations(frames, frames[:, ::-1], ["a to b", "c to d"], image_shape=(4, 4))
+    >>> [axes.get_title(loc="left") for axes in figure.axes]
+    ['a to b', 'c to d']
+    """
+    geodesic, line = np.asarray(along_geodesic, dtype=float), np.asarray(along_line, dtype=float)
+    pairs = [[_strip(frames, image_shape) for frames in pair] for pair in zip(geodesic, line, strict=True)]
+    height, width = pairs[0][0].shape[:2]
+    gap = max(1, height // 14)
+    figure, panels = _panels(len(pairs), (2 * height + gap) / width if image_shape else 0.25, ruled=not image_shape)
+    norm = Normalize(min(geodesic.min(), line.min()), max(geodesic.max(), line.max()))
+    look: dict[str, Any] = {"cmap": "gray"} if image_shape else {"aspect": "auto"}
+    for axes, pair, title in zip(panels, pairs, titles, strict=True):
+        shown = axes.imshow(_join(pair, gap, axis=0), norm=norm, interpolation="nearest", **look)
+        centre = (height - 1) / 2
+        axes.set_yticks([centre, centre + height + gap], ["geodesic", "straight line"])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_title(title, loc="left", fontsize="medium")
+        if image_shape or axes is not panels[-1]:
+            axes.set_xticks([])
+    if not image_shape:
+        panels[-1].set_xlabel("column of the data (in each block, a row is a frame, the first on top)")
+        figure.colorbar(shown, cax=panels[-1].inset_axes((1.02, 0.0, 0.02, 1.0)), label="value")
+    return figure
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure beside ``path`` and rename it into place; the ending says the format.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(Figure(), folder + "/empty.png")
+    ...     [file.name for file in pathlib.Path(folder).iterdir()]
+    ['empty.png']
+    """
+    path = check_writable(path, FIGURE_SUFFIXES)
+    with replacing(path) as part:
+        figure.savefig(part, format=path.suffix[1:].lower())
+
+
+# ------------------------------------------------------------------------------------------------ in parts
+
+
+def _flat_codes(codes: ArrayLike) -> Array:
+    codes = np.asarray(codes, dtype=float)
+    if codes.ndim != 2 or codes.shape[1] != 2:
+        raise ValueError(f"a map needs codes of shape (n, 2), not {codes.shape}: train with latent-dim 2")
+    return codes
+
+
+def _limits(image: Array) -> tuple[float, float]:
+    """Colour limits: the factor falls without bound off the data, and that must not flatten the rest."""
+    finite = image[np.isfinite(image)]
+    low, high = np.quantile(finite, [0.02, 1.0]) if finite.size else (0.0, 1.0)
+    return float(low), float(high if high > low else low + 1)
+
+
+def _where(plane: Plane) -> dict[str, Any]:
+    return {"extent": plane.extent, "origin": "lower", "interpolation": "bilinear"}
+
+
+def _beside(axes: Axes) -> Axes:
+    """Return a narrow strip for a colour bar, as tall as the axes whatever their aspect."""
+    return axes.inset_axes((1.03, 0.0, 0.045, 1.0))
+
+
+def _scatter_codes(axes: Axes, codes: Array, labels: ArrayLike | None, class_names: Mapping[int, str]) -> list[Line2D]:
+    """Draw the codes and return a legend handle for each class (one for all, where there are no labels)."""
+    y = np.zeros(len(codes), dtype=int) if labels is None else np.asarray(labels)
+    classes = np.unique(y).tolist()
+    handles = []
+    for i, label in enumerate(classes):
+        colour = CLASS_COLOURS[i % len(CLASS_COLOURS)]
+        marker = CLASS_MARKERS[i // len(CLASS_COLOURS) % len(CLASS_MARKERS)]
+        name = "codes" if labels is None else class_names.get(label, f"class {label}")
+        here = codes[y == label]
+        axes.scatter(here[:, 0], here[:, 1], s=9, c=colour, marker=marker, linewidths=0.25, edgecolors="black")
+        handles.append(Line2D([], [], ls="", marker=marker, ms=7, mfc=colour, mec="black", mew=0.4, label=name))
+    return handles
+
+
+def _draw_curves(axes: Axes, curves: Array) -> list[Line2D]:
+    """Draw curves (k, n + 1, 2) over the straight lines between their ends; return a handle for each kind."""
+    halo = [withStroke(linewidth=3.4, foreground="black")]
+    straight: dict[str, Any] = {
+        "color": STRAIGHT_COLOUR,
+        "lw": 1.4,
+        "ls": (0, (4, 2.5)),
+        "path_effects": halo,
+    }
+    geodesic: dict[str, Any] = {"color": GEODESIC_COLOUR, "lw": 2, "path_effects": halo}
+    for start, end in curves[:, [0, -1]]:
+        axes.plot([start[0], end[0]], [start[1], end[1]], zorder=3, **straight)
+    for curve in curves:
+        axes.plot(curve[:, 0], curve[:, 1], zorder=4, **geodesic)
+        axes.plot(curve[[0, -1], 0], curve[[0, -1], 1], zorder=5, ls="", marker="o", ms=5, mec="black", mfc="white")
+    return [Line2D([], [], label="geodesic", **geodesic), Line2D([], [], label="straight line", **straight)]
+
+
+def _label_plane(axes: Axes) -> None:
+    axes.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
+
+
+def _panels(count: int, aspect: float, ruled: bool) -> tuple[Figure, list[Axes]]:
+    """Stack panels of a given height per width, with room for titles, row labels and, if ruled, scales."""
+    width, left, title = 9.0, 1.1, 0.42
+    right, bottom = (0.9, 0.6) if ruled else (0.15, 0.15)
+    tall = aspect * width
+    size = np.array([left + width + right, count * (tall + title) + bottom])
+    figure = Figure(figsize=(size[0], size[1]), dpi=_DPI)
+    grid = figure.add_gridspec(
+        count,
+        1,
+        left=left / size[0],
+        right=1 - right / size[0],
+        top=1 - title / size[1],
+        bottom=bottom / size[1],
+        hspace=title / tall,
+    )
+    return figure, [figure.add_subplot(grid[i]) for i in range(count)]
+
+
+def _strip(frames: Array, image_shape: tuple[int, ...] | None) -> Array:
+    """Lay images (frames, D) side by side with gaps; frames without a shape stay rows of numbers."""
+    if image_shape is None:
+        return frames
+    images = list(frames.reshape(len(frames), *image_shape))
+    return _join(images, max(1, image_shape[1] // 14), axis=1)
+
+
+def _join(images: Sequence[Array], gap: int, axis: int) -> Array:
+    """Join images along an axis with a gap that is drawn white: NaN in grey images, one in coloured ones."""
+    shape = list(images[0].shape)
+    shape[axis] = gap
+    blank = np.full(shape, np.nan if len(shape) == 2 else 1.0)
+    spaced = [part for image in images for part in (blank, image)][1:]
+    return np.concatenate(spaced, axis=axis)

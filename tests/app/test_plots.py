@@ -1,0 +1,150 @@
+"""What a reader of the figures finds in them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from oddity.app import plots
+from oddity.app.plots import Plane, interpolations, latent_map, save, variance
+
+CODES = np.random.default_rng(0).normal(size=(30, 2))
+PLANE = Plane.around(CODES, size=12)
+VALUES = PLANE.points.sum(1)
+CURVES = np.array([[[0.0, 0.0], [1.0, 0.2], [1.0, 1.0]], [[0.0, 1.0], [0.1, 0.1], [1.0, 0.0]]])
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def words_in(figure: Figure) -> list[Text]:
+    words = [text for box in figure.legends for text in box.get_texts()]
+    for axes in [*figure.axes, *(child for parent in figure.axes for child in parent.child_axes)]:
+        words += [axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label]
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+            words += [label for tick in ticks for label in (tick.label1, tick.label2) if label.get_visible()]
+    return [text for text in words if text.get_text() and text.get_visible()]
+
+
+def overlaps(figure: Figure) -> list[tuple[str, str]]:
+    """Words that lie over each other, and words beyond the edge."""
+    FigureCanvasAgg(figure).draw()
+    boxes = [(text.get_text(), text.get_window_extent()) for text in words_in(figure)]
+    beyond = [(word, "edge") for word, box in boxes if not (figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1)]
+    beyond += [(word, "edge") for word, box in boxes if not (figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1)]
+    return beyond + [(s, t) for i, (s, a) in enumerate(boxes) for t, b in boxes[:i] if a.overlaps(b)]
+
+
+def test_the_plane_surrounds_the_codes_and_orders_its_points_as_an_image() -> None:
+    left, right, bottom, top = PLANE.extent
+    assert left < CODES[:, 0].min() < CODES[:, 0].max() < right
+    assert bottom < CODES[:, 1].min() < CODES[:, 1].max() < top
+    assert right - left == pytest.approx(top - bottom)
+    image = PLANE.image(PLANE.points[:, 1])
+    assert (np.diff(image, axis=0) > 0).all()
+    assert np.ptp(image, axis=1).max() == 0
+
+
+def test_a_plane_around_one_place() -> None:
+    left, right, _, _ = Plane.around(np.zeros((3, 2))).extent
+    assert left < 0 < right
+
+
+def test_the_map_names_everything_that_it_draws() -> None:
+    labels = np.arange(30) % 3
+    figure = latent_map(PLANE, VALUES, CODES, labels, geodesics=CURVES, class_names={1: "one"})
+    assert legend(figure) == ["class 0", "one", "class 2", "geodesic", "straight line"]
+    axes, bar = figure.axes[0], figure.axes[0].child_axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("$z_1$", "$z_2$")
+    assert "magnification factor" in bar.get_ylabel()
+    assert axes.get_aspect() == 1
+    assert overlaps(figure) == []
+
+
+def test_the_map_draws_each_straight_line_between_the_ends_of_its_geodesic() -> None:
+    axes = latent_map(PLANE, VALUES, CODES, geodesics=CURVES).axes[0]
+    dashed = [line.get_xydata() for line in axes.lines if line.get_linestyle() == "--"]
+    np.testing.assert_array_equal(dashed, CURVES[:, [0, -1]])
+    colours = {line.get_color() for line in axes.lines if line.get_linestyle() == "-"}
+    assert colours == {plots.GEODESIC_COLOUR}
+
+
+def test_the_map_of_codes_without_labels_and_without_geodesics() -> None:
+    assert legend(latent_map(PLANE, VALUES, CODES)) == ["codes"]
+
+
+def test_many_classes_differ_by_colour_or_marker() -> None:
+    handles = latent_map(PLANE, VALUES, CODES, np.arange(30)).legends[0].legend_handles
+    assert len({(h.get_markerfacecolor(), h.get_marker()) for h in handles}) == 30
+
+
+def test_a_magnification_factor_that_vanishes_off_the_data_does_not_flatten_the_map() -> None:
+    values = VALUES.copy()
+    values[0] = -np.inf
+    values[1] = -1e4
+    image = latent_map(PLANE, values, CODES).axes[0].images[0]
+    assert image.norm.vmin > -10
+    assert np.isfinite(image.get_array()).all()
+
+
+@pytest.mark.parametrize("codes", [np.zeros((4, 3)), np.zeros(4)])
+def test_other_dimensions_have_no_map(codes: np.ndarray) -> None:
+    for draw in (lambda: latent_map(PLANE, VALUES, codes), lambda: variance(PLANE, {"a": VALUES}, codes)):
+        with pytest.raises(ValueError, match=r"a map needs codes of shape \(n, 2\), not \(4"):
+            draw()
+
+
+def test_the_variances_share_one_logarithmic_scale() -> None:
+    figure = variance(PLANE, {"narrow": np.full(144, 0.1), "wide": np.linspace(0.2, 10, 144)}, CODES)
+    left, right = (axes.images[0] for axes in figure.axes)
+    assert left.norm is right.norm
+    assert (left.norm.vmin, left.norm.vmax) == (0.1, 10)
+    assert [axes.get_title() for axes in figure.axes] == ["narrow", "wide"]
+    assert legend(figure) == ["codes"]
+    assert "standard deviation" in figure.axes[1].child_axes[0].get_ylabel()
+    assert overlaps(figure) == []
+
+
+@pytest.mark.parametrize("image_shape", [(4, 6), (2, 4, 3), None])
+@pytest.mark.parametrize("pairs", [1, 3])
+def test_interpolations_put_the_geodesic_over_the_line(pairs: int, image_shape) -> None:
+    frames = np.random.default_rng(0).random((pairs, 5, 24))
+    titles = [f"{i} to {i + 1}" for i in range(pairs)]
+    figure = interpolations(frames, 1 - frames, titles, image_shape=image_shape)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == titles
+    for axes in figure.axes:
+        assert [text.get_text() for text in axes.get_yticklabels()] == ["geodesic", "straight line"]
+    drawn = figure.axes[0].images[0].get_array()
+    first, last = drawn[0, 0], drawn[-1, -1]
+    expected = (frames[0, 0], 1 - frames[0, -1])
+    width = 3 if image_shape == (2, 4, 3) else 1
+    np.testing.assert_allclose(first, expected[0][:width].squeeze())
+    np.testing.assert_allclose(last, expected[1][-width:].squeeze())
+    assert overlaps(figure) == []
+
+
+def test_a_saved_figure_is_what_its_name_says(tmp_path: Path) -> None:
+    figure = latent_map(PLANE, VALUES, CODES)
+    for suffix, magic in ((".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")):
+        path = tmp_path / f"map{suffix}"
+        save(figure, path)
+        assert path.read_bytes().startswith(magic)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_figure_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"let its name end in \.png or \.pdf or \.svg"):
+        save(Figure(), tmp_path / "map.bmp")
+
+
+def test_no_global_state_of_matplotlib_is_loaded() -> None:
+    code = "import sys, oddity.app.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

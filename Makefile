@@ -36,8 +36,18 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)
+bench: $(STAMP) .venvs/stochman/.installed .venvs/finslerax/.installed
 	$(BIN)/python -m benchmarks.demo
+	$(BIN)/python -m benchmarks.geodesics
+	$(BIN)/python -m benchmarks.gpu
+
+# each peer lives in an environment of its own; the constraints choose the same torch as ours
+.venvs/stochman/.installed: PEER = stochman==0.3.0
+.venvs/finslerax/.installed: PEER = finslerax==1.1.0
+.venvs/%/.installed: constraints.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '$(PEER)'
+	touch $@
 
 wheel: $(STAMP)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -27,7 +27,9 @@ _HOME = {
     for home, names in {
         "oddity.geometry.connect": ["ChainSolver"],
         "oddity.geometry.curve": ["Geodesic"],
+        "oddity.geometry.distances": ["Distances", "pairwise_distances"],
         "oddity.geometry.manifold": ["Manifold"],
+        "oddity.geometry.maps": ["Trajectory"],
         "oddity.geometry.pullback": ["Pullback", "expected_metric"],
         "oddity.geometry.roadmap": ["Roadmap"],
         "oddity.geometry.spaces": ["Conformal", "Euclidean", "Hyperbolic", "Sphere", "TensorField"],
@@ -39,10 +41,15 @@ _HOME = {
     for name in names
 }
 
-__all__ = [*sorted(_HOME), "__version__"]
+__all__ = [*sorted(_HOME), "__version__", "datasets"]
+
+
+_MODULES = {"datasets": "oddity.app.datasets"}
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(_MODULES[name])
     if name not in _HOME:
         raise AttributeError(f"module 'oddity' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(_HOME[name]), name)

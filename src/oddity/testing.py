@@ -211,6 +211,96 @@ def _geodesic_keeps_its_word(M: Manifold, z: Tensor) -> None:
     _close(M.dist(b, a), g.length, tolerance=slack)
 
 
+def _acceleration_is_quadratic(M: Manifold, z: Tensor) -> None:
+    (v,) = _vectors(z, 1)
+    a, slack = M.acceleration(z, v), 1e3 * _tolerance(z)  # solving with the metric costs its condition number
+    _close(M.acceleration(z, -2 * v), 4 * a, slack)
+    _close(torch.stack([M.acceleration(z[i], v[i]) for i in range(len(z))]), a, slack)
+    _close((3 * M + M).acceleration(z, v), a, slack)
+
+
+def _acceleration_is_that_of_the_metric(M: Manifold, z: Tensor) -> None:
+    """G z'' = dL/dz - (dG/dt) v, by central differences of the metric: Christoffel's symbols by brute force."""
+    if z.dtype != torch.float64:
+        return  # differences of the metric lose too many digits
+    (v,) = _vectors(z, 1)
+    h, axes = 1e-5, torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+    dG = torch.stack([(M.metric(z + h * e) - M.metric(z - h * e)) / (2 * h) for e in axes], -1)  # (N, d, d, d)
+    slope, turn = torch.einsum("nijk,ni,nj->nk", dG, v, v), torch.einsum("nkij,ni,nj->nk", dG, v, v)
+    _close(M.force(z, v), slope / 2 - turn, 1e-7, size=_size(M, z, v))
+    _close((M.metric(z) @ M.acceleration(z, v)[..., None])[..., 0], M.force(z, v), 1e-8, size=_size(M, z, v))
+
+
+def _fused_is_default(M: Manifold, z: Tensor) -> None:
+    """Overrides for speed keep the meaning."""
+    u, v = _vectors(z, 2)
+    slack, size = 1e2 * _tolerance(z), _size(M, z, v)
+    _close(M.force(z, v), Manifold.force(M, z, v), slack, size=size)
+    _close(M.linear_curvature(z, u, v), Manifold.linear_curvature(M, z, u, v), 10 * slack, size=size)
+    _close(M.frame(z).mT @ M.frame(z), Manifold.frame(M, z).mT @ Manifold.frame(M, z))
+
+
+def _size(M: Manifold, z: Tensor, v: Tensor) -> float:
+    """Largest squared speed: what forces and curvatures are small or large against."""
+    return float(M.inner(z, v, v).max())
+
+
+def _curvature_belongs_to_the_plane(M: Manifold, z: Tensor) -> None:
+    """Sectional curvature does not depend on the basis of its plane, and scaling a metric scales it inversely."""
+    if z.shape[-1] < 2 or z.dtype != torch.float64:
+        return
+    u, v = _vectors(z, 2)
+    K = M.sectional_curvature(z, u, v)
+    size = max(float(K.abs().max()), 1.0)
+    _close(M.sectional_curvature(z, v - 3 * u, u + v), K, 1e-8, size=size)
+    _close((4 * M).sectional_curvature(z, u, v), K / 4, 1e-8, size=size)
+    if z.shape[-1] == 2:
+        _close(M.scalar_curvature(z), 2 * K, 1e-8, size=size)
+
+
+def _exp_undoes_log(M: Manifold, z: Tensor) -> None:
+    curve = _curves(z)
+    a, b = curve[:, 0], curve[:, -1]
+    v = M.log(a, b)
+    slack = 1e-4 if z.dtype == torch.float64 else 1e-2
+    end, rest = M.exp(a, torch.stack([v, torch.zeros_like(v)]))
+    _close(end - a, b - a, slack)
+    _close(rest, a)
+    _close(M.norm(a, v), M.dist(a, b), slack)
+    _require(float(M.log(a, a).abs().max()) == 0, "log from a point to itself is not zero")
+
+
+def _transport_keeps_inner_products(M: Manifold, z: Tensor) -> None:
+    u, v = _vectors(z, 2)
+    c = _curves(z, n=16)
+    moved = M.transport(c, u)[:, -1], M.transport(c, v)[:, -1]
+    slack = 1e-4 if z.dtype == torch.float64 else 1e-3
+    _close(M.inner(c[:, -1], *moved), M.inner(z, u, v), slack, size=float((M.norm(z, u) * M.norm(z, v)).max()))
+
+
+def _gradient_of_the_distance(M: Manifold, z: Tensor) -> None:
+    """Its sign and size against finite differences; zero from a point to itself; none where nobody asks."""
+    curve = _curves(z)
+    a, b = curve[:, 0].clone(), curve[:, -1].clone()
+    with torch.enable_grad():
+        _require(not M.dist(a, b).requires_grad or _has_parameters(M, a), "a graph is built although no end asks")
+        ends = [x.clone().requires_grad_() for x in (a, b)]
+        by_a, by_b = torch.autograd.grad(M.dist(*ends).sum(), ends)
+        still = torch.autograd.grad(M.dist(ends[0], ends[0]).sum(), ends[0])[0]
+    _require(float(still.abs().max()) == 0, f"the gradient from a point to itself is {float(still.abs().max()):.1e}")
+    if z.dtype != torch.float64:
+        return
+    (v,) = _vectors(z, 1)
+    step = 1e-4 * v
+    _close((M.dist(a + step, b) - M.dist(a - step, b)) / 2e-4, (by_a * v).sum(-1), 1e-2)
+    _close((M.dist(a, b + step) - M.dist(a, b - step)) / 2e-4, (by_b * v).sum(-1), 1e-2)
+
+
+def _has_parameters(M: Manifold, z: Tensor) -> bool:
+    """Whether the metric itself is part of a graph: a decoder's weights ask for gradients."""
+    return M.push(z, z).requires_grad
+
+
 LAWS: dict[str, Law] = {
     "push is linear": _push_is_linear,
     "frame is the push of the basis": _frame_is_push_of_basis,
@@ -227,6 +317,13 @@ LAWS: dict[str, Law] = {
     "scaling and addition": _scaling,
     "the chain model is the derivative of the energy": _chain_model_is_the_derivative,
     "a geodesic keeps its word": _geodesic_keeps_its_word,
+    "acceleration is quadratic in the velocity": _acceleration_is_quadratic,
+    "acceleration is that of the metric": _acceleration_is_that_of_the_metric,
+    "fused companions agree with their defaults": _fused_is_default,
+    "curvature belongs to the plane": _curvature_belongs_to_the_plane,
+    "exp undoes log": _exp_undoes_log,
+    "transport keeps inner products": _transport_keeps_inner_products,
+    "the gradient of the distance is its slope": _gradient_of_the_distance,
 }
 """The laws by name."""
 
@@ -253,11 +350,11 @@ def _tolerance(z: Tensor) -> float:
     return 500 * torch.finfo(z.dtype).eps if z.dtype != torch.float64 else 1.2e-12
 
 
-def _close(a: Tensor, b: Tensor, tolerance: float | None = None) -> None:
-    """Assert equality up to a share of the largest entry."""
+def _close(a: Tensor, b: Tensor, tolerance: float | None = None, *, size: float | None = None) -> None:
+    """Assert equality up to a share of the size, by default that of the largest entry."""
     limit = _tolerance(b) if tolerance is None else tolerance
     _require(a.shape == b.shape, f"shapes {tuple(a.shape)} and {tuple(b.shape)}")
-    scale = float(b.abs().max()) if b.numel() else 0.0
+    scale = size if size is not None else float(b.abs().max()) if b.numel() else 0.0
     error = float((a - b).abs().max()) if b.numel() else 0.0
     relative = error / max(scale, torch.finfo(b.dtype).tiny)
     _require(relative <= limit, f"relative error {relative:.1e} exceeds {limit:.1e}")

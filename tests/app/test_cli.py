@@ -24,7 +24,7 @@ from oddity.models.storage import load_model, save_model
 from oddity.models.vae import Architecture
 
 QUICK = ["--epochs", "2", "--variance-epochs", "2", "--centres", "4", "--hidden", "8,4"]
-COMMANDS = ["demo", "train", "encode", "map", "geodesic", "interpolate", "info"]
+COMMANDS = ["demo", "train", "encode", "map", "geodesic", "interpolate", "distances", "info"]
 
 
 def run_command(*arguments: str, **options) -> subprocess.CompletedProcess[str]:

@@ -315,3 +315,18 @@ class TestWeightLikelihood:
     def test_noise_must_be_positive(self):
         with pytest.raises(ValueError, match="min_std=0"):
             WeightLikelihood(a_network(), 0.0)
+
+
+def test_expansion_agrees_with_automatic_derivatives() -> None:
+    g = torch.Generator().manual_seed(0)
+    rbf = RBFPrecision(torch.randn(5, 3, generator=g), torch.rand(5, generator=g) + 0.3, 7, zeta=0.05).double()
+    with torch.no_grad():
+        rbf.weight.copy_(torch.rand(7, 5, generator=g))
+    z, w = torch.randn(4, 3, generator=g).double(), torch.randn(4, 7, generator=g).double()
+    value, frame, bend = rbf.expand_std(z)
+    torch.testing.assert_close(value, rbf.std(z))
+    for n in range(4):
+        J = torch.autograd.functional.jacobian(lambda x: rbf.std(x), z[n])
+        H = torch.autograd.functional.hessian(lambda x, n=n: (w[n] * rbf.std(x)).sum(), z[n])
+        torch.testing.assert_close(frame[:, n].T, J)
+        torch.testing.assert_close(bend(w)[n], H)

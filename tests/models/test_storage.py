@@ -85,19 +85,33 @@ def test_full_disk_or_a_kill_leaves_the_old_model_whole(tmp_path, model, monkeyp
     save_model(tmp_path / "m", model, info={"first": True})
     count = []
 
-    def failing(tensors, path):
+    def failing(path, data):
         count.append(path)
-        path.write_bytes(b"half")
+        path.write_bytes(data[: len(data) // 2])
         if len(count) == at:
             raise error
-        save_file(tensors, path)
+        path.write_bytes(data)
 
-    monkeypatch.setattr(storage, "save_file", failing)
+    monkeypatch.setattr(storage, "_write_bytes", failing)
     with pytest.raises(type(error)):
         save_model(tmp_path / "m", model, codes=torch.zeros(3, 2))
     saved = load_model(tmp_path / "m")
     assert saved.info == {"first": True}
     assert same(saved.vae, model)
+    assert [item.name for item in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_real_write_error_is_an_oserror_and_leaves_the_old_model_whole(tmp_path, model):
+    resource = pytest.importorskip("resource")
+    save_model(tmp_path / "m", model, info={"first": True})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_model(tmp_path / "m", model)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert load_model(tmp_path / "m").info == {"first": True}
     assert [item.name for item in tmp_path.iterdir()] == ["m"]
 
 

@@ -280,15 +280,15 @@ class TestCheckpoints:
 
     def test_full_disk_leaves_the_last_checkpoint(self, noise, tmp_path, monkeypatch):
         settings = {**TINY, "checkpoint": tmp_path / "run", "checkpoint_every": 2}
-        write, count = storage.save_file, []
+        write, count = storage._write_bytes, []
 
-        def failing(tensors, path):
+        def failing(path, data):
             count.append(path)
             if len(count) == 4:  # the second file of the second checkpoint
                 raise OSError(28, "No space left on device")
-            write(tensors, path)
+            write(path, data)
 
-        monkeypatch.setattr(storage, "save_file", failing)
+        monkeypatch.setattr(storage, "_write_bytes", failing)
         with pytest.raises(OSError, match="No space left"):
             fit_vae(noise, **settings)
         monkeypatch.undo()

@@ -24,6 +24,17 @@ class Attention(nn.Module):
         return nn.functional.scaled_dot_product_attention(q, q, q).flatten(1)
 
 
+class Opaque(nn.Module):
+    """A network whose layers cannot be seen from outside."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.inner(z)
+
+
 class Recurrent(nn.Module):
     def __init__(self, kind: type[nn.RNNBase]) -> None:
         super().__init__()
@@ -54,7 +65,9 @@ def test_all_modes_agree(mode: str) -> None:
     )
 
 
-@pytest.mark.parametrize("module", [net, Attention, lambda: Recurrent(nn.GRU), lambda: Recurrent(nn.LSTM)])
+@pytest.mark.parametrize(
+    "module", [lambda: Opaque(net()), Attention, lambda: Recurrent(nn.GRU), lambda: Recurrent(nn.LSTM)]
+)
 def test_a_working_mode_is_found_and_reported(module) -> None:
     f = Differential(module().eval())
     z = some_points()
@@ -63,13 +76,40 @@ def test_a_working_mode_is_found_and_reported(module) -> None:
     assert f.mode in MODES
 
 
-def test_curvature_is_the_hessian() -> None:
-    z, f = some_points(), Differential(net())
+@pytest.mark.parametrize("wrapped", [False, True], ids=["closed form", "autodiff"])
+def test_curvature_is_the_hessian(wrapped: bool) -> None:
+    z, f = some_points(), Differential(Opaque(net()).eval() if wrapped else net())
+    assert (f.mode == "closed form") is not wrapped
     w = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     expected = torch.stack(
         [torch.autograd.functional.hessian(lambda x, i=i: (w[i] * f(x)).sum(), z[i]) for i in range(4)]
     )
     torch.testing.assert_close(f.curvature(z, w), expected)
+
+
+SMOOTH = [nn.Tanh(), nn.Sigmoid(), nn.Softplus(beta=2.0), nn.SiLU(), nn.Identity()]
+
+
+@pytest.mark.parametrize("activation", SMOOTH, ids=str)
+def test_dense_networks_have_a_closed_form_equal_to_autodiff(activation: nn.Module) -> None:
+    g = torch.Generator().manual_seed(0)
+    dense = nn.Sequential(nn.Linear(3, 6), activation, nn.Linear(6, 4), nn.Identity(), nn.Linear(4, 7), activation)
+    dense = dense.double().eval()
+    with torch.no_grad():
+        for p in dense.parameters():
+            p.copy_(torch.randn(p.shape, generator=g, dtype=torch.float64))
+    z, w = some_points(), torch.randn(4, 7, dtype=torch.float64, generator=g)
+    closed, automatic = Differential(dense), Differential(dense, mode="jvp")
+    assert closed.mode == "closed form"
+    for a, b in zip(closed.value_and_frame(z), automatic.value_and_frame(z), strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(closed.curvature(z, w), automatic.curvature(z, w))
+    torch.testing.assert_close(closed.push(z, z), automatic.push(z, z))
+
+
+def test_rough_activations_have_no_closed_form() -> None:
+    assert Differential(nn.Sequential(nn.Linear(3, 4), nn.ReLU()).eval()).mode is None
+    assert Differential(nn.Sequential(nn.Flatten(), nn.Linear(3, 4)).eval()).mode is None
 
 
 def test_image_outputs_are_flattened() -> None:

@@ -1,5 +1,7 @@
 """Neighbour graphs and paths against brute force and networkx-free oracles."""
 
+import itertools
+
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, dijkstra
@@ -42,7 +44,7 @@ def test_paths_have_the_shortest_length() -> None:
     truth = dijkstra(graph)[sources, targets]
     known = {(int(i), int(j)) for i, j in edges}
     for path, source, target, expected in zip(paths, sources, targets, truth, strict=True):
-        steps = list(zip(path[:-1], path[1:], strict=True))
+        steps = list(itertools.pairwise(path))
         assert path[0] == source
         assert path[-1] == target
         assert all(i == j or (int(i), int(j)) in known for i, j in steps)

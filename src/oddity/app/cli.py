@@ -65,6 +65,14 @@ class Precision(StrEnum):
     bfloat = "bf16-mixed"
 
 
+class Method(StrEnum):
+    """Of measuring all pairs."""
+
+    refined = "refined"
+    exact = "exact"
+    graph = "graph"
+
+
 Data = Annotated[
     str,
     Argument(
@@ -329,6 +337,57 @@ def interpolate(
     _note(f"{out}: {frames} frames along each")
 
 
+@app.command(epilog="Example: oddity distances digits.model -o D.npy --nearest 10 --jobs 2")
+def distances(
+    model: Model,
+    data: Annotated[
+        str | None, Argument(help="Measure between the codes of these data, in place of those in the model.")
+    ] = None,
+    out: Annotated[Path, Option("--out", "-o", metavar="D.npy", help="A new file for the matrix.")] = Path(
+        "distances.npy"
+    ),
+    classes: Classes = None,
+    method: Annotated[
+        Method, Option(help="A graph refined where it matters, every geodesic, or the graph alone.")
+    ] = Method.refined,
+    nearest: Annotated[int, Option(min=0, help="Solve the pairs with so many nearest codes of each.")] = 0,
+    within: Annotated[float, Option(min=0, help="Solve the pairs closer than this.")] = 0.0,
+    sample: Annotated[int, Option(min=0, help="Random pairs to solve, which state the error of the rest.")] = 64,
+    bridge: Annotated[bool, Option("--bridge", help="Join a graph that falls apart by its shortest gaps.")] = False,
+    jobs: Annotated[int, Option(min=1, help="Processes.")] = 1,
+) -> None:
+    """Write the geodesic distances between all pairs of codes, and say how far they are off.
+
+    After an interruption the same command goes on from where it was.
+    """
+    import joblib
+
+    from oddity.app.datasets import open_dataset
+    from oddity.app.files import check_writable
+    from oddity.geometry.distances import pairwise_distances
+    from oddity.geometry.pullback import expected_metric
+    from oddity.models.storage import load_model
+
+    check_writable(out, (".npy",))
+    if classes is not None and data is None:
+        raise ValueError("--classes chooses rows of data: name the data too")
+    saved = load_model(model)
+    vae = saved.vae
+    codes = _codes(saved) if data is None else vae.encode(_rows(open_dataset(data, _listed(classes)), vae))
+    console = _console()
+    wishes: dict[str, Any] = {"nearest": nearest, "within": within, "sample": sample, "bridge": bridge}
+    try:
+        with _bars(console) as progress, joblib.parallel_config(n_jobs=jobs):
+            found = pairwise_distances(
+                expected_metric(vae.decoder), codes, method=method.value, **wishes, out=out, progress=progress
+            )
+    except KeyboardInterrupt:
+        raise _Interrupted(f"interrupted: the same command goes on from {out}.part") from None
+    console.print(f"{out}: {found}", soft_wrap=True)
+    for (i, j), why in list(zip(found.failed.tolist(), found.why, strict=True))[:5]:
+        console.print(f"code {i} to code {j} did not converge: {why}", soft_wrap=True)
+
+
 @app.command(epilog="Example: oddity info digits.model")
 def info(model: Model) -> None:
     """Say what a model is made of, what it was trained on, and how high its wall stands."""
@@ -480,9 +539,9 @@ def _wall(vae: "VAE") -> dict[str, Any]:
 
 def _check_target(out: Path, checkpoint: Path, resume: bool, force: bool) -> None:
     """Refuse to destroy an earlier result, before the work rather than after it."""
-    from oddity.models.storage import check_replaceable
+    from oddity.models.storage import MODEL_FILE, check_replaceable
 
-    check_replaceable(out, "model.json")
+    check_replaceable(out, MODEL_FILE)
     if force:
         return
     if out.exists():
@@ -539,19 +598,30 @@ def _print(result: Any) -> None:
 @contextmanager
 def _progress(console: "Console") -> Iterator[Any]:
     """Yield the callback of a training, which shows a bar for each of its stages."""
+    with _bars(console) as bar:
+
+        def progress(stage: str, epoch: int, epochs: int, value: float) -> None:
+            measure = "mean distance" if stage == "centres" else "bound"
+            bar(STAGES[stage], epoch, epochs, f"{measure} {value:.4g}")
+
+        yield progress
+
+
+@contextmanager
+def _bars(console: "Console") -> Iterator[Any]:
+    """Yield a callback, (stage, done, total), which shows a bar for each stage."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, TextColumn("{task.fields[value]}"), console=console) as bars:
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bars:
         tasks: dict[str, Any] = {}
 
-        def progress(stage: str, epoch: int, epochs: int, value: float) -> None:
+        def bar(stage: str, done: int, total: int, note: str = "") -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(STAGES[stage], total=epochs, value="")
-            measure = "mean distance" if stage == "centres" else "bound"
-            bars.update(tasks[stage], completed=epoch, value=f"{measure} {value:.4g}")
+                tasks[stage] = bars.add_task(stage, total=total, note="")
+            bars.update(tasks[stage], completed=done, note=note)
 
-        yield progress
+        yield bar
 
 
 # ------------------------------------------------------------------------------------------ the way in and out

@@ -11,7 +11,7 @@ from torch import Tensor
 from oddity.geometry.curve import Geodesic, nested
 from oddity.geometry.manifold import Manifold
 from oddity.geometry.roadmap import Roadmap
-from oddity.numerics.chain import interpolate_chain, solve_chain
+from oddity.numerics.chain import ChainSolution, interpolate_chain, solve_chain
 
 __all__ = ["ChainSolver", "Init", "admit_pair", "connect"]
 
@@ -49,7 +49,7 @@ class ChainSolver:
     64
     """
 
-    segments: int = 32
+    segments: int = 16
     max_segments: int = 512
     resolution: float = 5e-3
     tolerance: float | None = None
@@ -64,18 +64,6 @@ class ChainSolver:
             raise ValueError(f"max_iterations must be at least 1, got {self.max_iterations}")
 
 
-class _Curves(NamedTuple):
-    """A batch of solved curves with what is known of each; every field has the batch first."""
-
-    points: Tensor  # (B, n+1, d)
-    length: Tensor  # (B,)
-    error: Tensor  # (B,)
-    stationary: Tensor  # (B,) bool
-    resolved: Tensor  # (B,) bool
-    iterations: Tensor  # (B,)
-    why: list[str]
-
-
 def connect(M: Manifold, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSolver | None = None) -> Geodesic:
     """Numerical geodesics between a and b; see :meth:`oddity.Manifold.geodesic`."""
     solver = solver or ChainSolver()
@@ -84,19 +72,21 @@ def connect(M: Manifold, a: Tensor, b: Tensor, *, init: Init = None, solver: Cha
     with torch.no_grad():
         a, b = a.detach().reshape(-1, d), b.detach().reshape(-1, d)
         names, starts = _starts(M, a, b, shape, init, solver.segments)
-        curves = _solve_and_refine(M, starts.flatten(0, 1), solver)
-        winner = curves.length.nan_to_num(torch.inf).reshape(len(names), len(a)).argmin(0)  # (B,)
-        pick = winner * len(a) + torch.arange(len(a), device=a.device)
-        straight = _measure(M, _line(a, b, curves.points.shape[1] - 1)).length
-        converged, why = _verdict(curves, pick, straight)
+        race = _Race(M, starts.flatten(0, 1), len(names), solver)
+        straight = _measure(M, _line(a, b, 2 * solver.segments)).length
+        converged, why = race.verdict(straight)
+        pick = race.winners(converged)  # (B,)
+        points = race.points(pick)
     return Geodesic(
-        points=curves.points[pick].reshape(*shape, *curves.points.shape[1:]),
-        length=curves.length[pick].reshape(shape),
-        length_error=curves.error[pick].reshape(shape),
-        converged=converged.reshape(shape),
-        why=nested(why, shape),
-        iterations=curves.iterations[pick].reshape(shape),
-        start=nested([names[s] for s in winner.tolist()], shape),
+        points=points.reshape(*shape, *points.shape[1:]),
+        length=race.length[pick].reshape(shape),
+        length_error=race.error[pick].reshape(shape),
+        converged=converged[pick].reshape(shape),
+        why=nested([why[i] for i in pick.tolist()], shape),
+        iterations=race.iterations[pick].reshape(shape),
+        decrement=race.decrement[pick].reshape(shape),
+        speed_residual=race.speed[pick].reshape(shape),
+        start=nested([names[i // max(1, len(a))] for i in pick.tolist()], shape),
     )
 
 
@@ -116,7 +106,7 @@ def admit_pair(M: Manifold, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _line(a: Tensor, b: Tensor, n: int) -> Tensor:
-    t = torch.linspace(0, 1, n + 1, dtype=a.dtype, device=a.device)[:, None]
+    t = _times(n, a)[:, None]
     line = a[:, None] + t * (b - a)[:, None]  # (B, n+1, d)
     line[:, -1] = b
     return line
@@ -153,96 +143,172 @@ def _given(M: Manifold, a: Tensor, b: Tensor, shape: torch.Size, curve: Tensor, 
     gap = torch.maximum((curve[:, 0] - a).abs().amax(-1), (curve[:, -1] - b).abs().amax(-1)) if len(a) else a[:, 0]
     if bool((gap > 1e-3 * scale).any()):
         raise ValueError(f"init does not join the ends: it misses by {float(gap.max()):.3g}")
-    chain = interpolate_chain(curve, torch.linspace(0, 1, n + 1, dtype=a.dtype, device=a.device))
+    chain = interpolate_chain(curve, _times(n, a))
     chain[:, 0], chain[:, -1] = a, b
     return chain
 
 
-def _solve_and_refine(M: Manifold, starts: Tensor, solver: ChainSolver) -> _Curves:
-    """Solve on the first grid; solve those that it does not resolve on finer ones."""
-    curves = _at_rest(_solve(M, starts, solver))
-    n = solver.segments
-    while 2 * n <= solver.max_segments and bool((again := _worth_refining(curves)).any()):
-        n *= 2
-        curves = _upsampled(curves, n)
-        finer = _solve(M, curves.points[again], solver)
-        curves = _merged(curves, again, finer)
-    return curves
+_ROUGH = 1e-2  # share of the energy: how well a curve is solved before its grid is known to be fine enough
+_HOPELESS = 1.1  # a start this much longer than its rival on a coarse grid is not pursued
+_GIVEN_UP = "given up for a shorter start"
+_SAME = 0.02  # curves nearer than this share of their extent are in one valley
 
 
-def _at_rest(curves: _Curves) -> _Curves:
-    """Give chains that never leave their point the length zero exactly, whatever the rounding of the metric."""
-    still = (curves.points == curves.points[:, :1]).all(-1).all(-1)
-    zero = torch.where(still, 0.0, curves.length), torch.where(still, 0.0, curves.error)
-    why = ["" if rests else reason for rests, reason in zip(still.tolist(), curves.why, strict=True)]
-    return curves._replace(
-        length=zero[0], error=zero[1], stationary=curves.stationary | still, resolved=curves.resolved | still, why=why
-    )
+class _Race:
+    """All starts of all pairs, solved on grids as fine as each curve needs.
+
+    The starts of pair i are the curves i, i + B, i + 2 B, ... On each grid every open curve is solved roughly. Those
+    that the grid resolves are solved to the end and measured; the others go on to a grid of twice as many segments, but
+    for starts that have run into their rival's valley or lie hopelessly behind.
+    """
+
+    def __init__(self, M: Manifold, starts: Tensor, count: int, solver: ChainSolver) -> None:
+        total = len(starts)
+        self.M, self.solver, self.count, self.dim = M, solver, count, starts.shape[-1]
+        self.length, self.error = starts.new_full((total,), torch.inf), starts.new_zeros(total)
+        self.speed, self.decrement = starts.new_zeros(total), starts.new_zeros(total)
+        self.stationary = torch.zeros(total, dtype=torch.bool, device=starts.device)
+        self.resolved = self.stationary.clone()
+        self.iterations = torch.zeros(total, dtype=torch.long, device=starts.device)
+        self.why = [_GIVEN_UP] * total
+        self.grids: list[tuple[Tensor, Tensor]] = []  # which curves ended on a grid, and their points there
+        entrants, chains = torch.arange(total, device=starts.device), starts
+        while len(entrants):
+            entrants, chains = self._grid(entrants, chains)
+
+    def _grid(self, entrants: Tensor, chains: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve on one grid; return who goes on to the next, and from where."""
+        n = chains.shape[1] - 1
+        last = 2 * n > self.solver.max_segments
+        rough = self._solve(entrants, chains, _ROUGH)
+        measured = _measure(self.M, rough.points)
+        self.length[entrants] = measured.length
+        here = measured.resolved(self.solver.resolution) | ~measured.length.isfinite() | _at_rest(chains) | last
+        on = self._worth_pursuing(entrants, rough.points) & ~here
+        self._finish(entrants[here], rough.points[here])
+        again = ~self.resolved[entrants] & here & self.length[entrants].isfinite() & (not last)
+        points = rough.points
+        if bool(again.any()):
+            points = points.clone()
+            points[again] = self._forget(entrants[again])
+        on = on | again
+        return entrants[on], interpolate_chain(points[on], _times(2 * n, points))
+
+    def _solve(self, entrants: Tensor, chains: Tensor, tolerance: float | None) -> ChainSolution:
+        settings = self.solver
+        exact = settings.tolerance or torch.finfo(chains.dtype).eps ** 0.75
+        goal = exact if tolerance is None else max(exact, tolerance)
+        found = solve_chain(self.M, chains, tolerance=goal, max_iterations=settings.max_iterations)
+        self.iterations[entrants] += found.iterations
+        return found
+
+    def _finish(self, entrants: Tensor, chains: Tensor) -> None:
+        """Solve to the end, measure, and note the result."""
+        if len(entrants) == 0:
+            return
+        found = self._solve(entrants, chains, None)
+        measured = _measure(self.M, found.points)
+        still = _at_rest(chains)  # of length zero exactly, whatever the metric's rounding
+        self.length[entrants] = torch.where(still, 0.0, measured.length)
+        self.error[entrants] = torch.where(still, 0.0, measured.error)
+        self.speed[entrants] = torch.where(still, 0.0, measured.speed)
+        self.decrement[entrants] = torch.where(still, 0.0, found.decrement)
+        self.stationary[entrants] = found.stationary | still
+        self.resolved[entrants] = measured.resolved(self.solver.resolution) | still
+        for i, rests, why in zip(entrants.tolist(), still.tolist(), found.why, strict=True):
+            self.why[i] = "" if rests else why
+        self.grids.append((entrants, found.points))
+
+    def _forget(self, entrants: Tensor) -> Tensor:
+        """Take back results of the latest grid that turned out unresolved; return their points."""
+        ended, points = self.grids.pop()
+        back = torch.isin(ended, entrants)
+        self.grids.append((ended[~back], points[~back]))
+        return points[back]
+
+    def _worth_pursuing(self, entrants: Tensor, points: Tensor) -> Tensor:
+        """Not the start whose rival is far shorter, nor the later one of two in the same valley."""
+        on = torch.ones(len(entrants), dtype=torch.bool, device=entrants.device)
+        if self.count == 1:
+            return on
+        B = len(self.length) // self.count
+        best = self.length.nan_to_num(torch.inf).reshape(self.count, B).amin(0)
+        on &= ~(self.length[entrants] > _HOPELESS * best[entrants % B])
+        place = torch.full_like(self.iterations, -1)
+        place[entrants] = torch.arange(len(entrants), device=entrants.device)
+        extent = (points.amax(1) - points.amin(1)).amax(-1)  # (b,)
+        for earlier in range(self.count - 1):
+            rival = place[entrants % B + earlier * B]
+            gap = (points - points[rival.clamp(min=0)]).abs().amax((-2, -1))
+            on &= ~((rival >= 0) & (entrants >= (earlier + 1) * B) & (gap <= _SAME * extent))
+        return on
+
+    def verdict(self, straight: Tensor) -> tuple[Tensor, list[str]]:
+        """Whether each curve converged, and if not, why."""
+        line = straight.repeat(self.count)
+        slack = self.error + 8 * torch.finfo(line.dtype).eps ** 0.5 * line
+        longer = ~(self.length <= line + slack)  # true for NaN as well
+        why = list(self.why)
+        for i in (self.stationary & (~self.resolved | longer)).nonzero().flatten().tolist():
+            if not self.resolved[i]:
+                why[i] = f"{self.solver.max_segments} segments do not resolve the curve: raise max_segments"
+            else:
+                why[i] = f"longer than the straight line: {float(self.length[i]):.6g} against {float(line[i]):.6g}"
+        return self.stationary & self.resolved & ~longer, why
+
+    def winners(self, converged: Tensor) -> Tensor:
+        """For each pair the shortest curve that converged, or the shortest where none did: ``(B,)``."""
+        B = len(self.length) // self.count
+        finished = torch.tensor([why != _GIVEN_UP for why in self.why], dtype=torch.bool, device=converged.device)
+        rank = torch.where(finished, self.length.nan_to_num(torch.finfo(self.length.dtype).max), torch.inf)
+        rank, done = rank.reshape(self.count, B), converged.reshape(self.count, B)
+        best = torch.where(done.any(0), torch.where(done, rank, torch.inf).argmin(0), rank.argmin(0))
+        return best * B + torch.arange(B, device=best.device)
+
+    def points(self, pick: Tensor) -> Tensor:
+        """The picked curves, on the finest grid among them."""
+        on = [torch.isin(pick, ended) for ended, _ in self.grids]
+        n = max((c.shape[1] - 1 for (_, c), used in zip(self.grids, on, strict=True) if bool(used.any())), default=0)
+        if n == 0:
+            return self.length.new_zeros(0, self.solver.segments + 1, self.dim)
+        whole = torch.empty(len(pick), n + 1, self.dim, dtype=self.length.dtype, device=self.length.device)
+        for (ended, c), used in zip(self.grids, on, strict=True):
+            if bool(used.any()):
+                at = (pick[used][:, None] == ended).int().argmax(1)
+                whole[used] = interpolate_chain(c[at], _times(n, c))
+        return whole
 
 
-def _worth_refining(curves: _Curves) -> Tensor:
-    return ~curves.resolved & curves.points.isfinite().all(-1).all(-1) & (curves.length > 0)
-
-
-def _solve(M: Manifold, starts: Tensor, solver: ChainSolver) -> _Curves:
-    found = solve_chain(M, starts, tolerance=solver.tolerance, max_iterations=solver.max_iterations)
-    length, error, coarse = _measure(M, found.points)
-    resolved = (coarse - length).abs() <= solver.resolution * length
-    return _Curves(found.points, length, error, found.stationary, resolved, found.iterations, found.why)
+def _at_rest(c: Tensor) -> Tensor:
+    """Whether a chain never leaves its point: ``(B,)`` bool."""
+    return (c == c[:, :1]).all(-1).all(-1)
 
 
 class _Measured(NamedTuple):
-    length: Tensor  # extrapolated
-    error: Tensor  # estimated
-    coarse: Tensor  # of the chain itself
+    """A curve through its chain, measured on finer grids."""
+
+    length: Tensor  # (B,)   extrapolated
+    error: Tensor  # (B,)   estimated
+    coarse: Tensor  # (B,)   length of the chain itself
+    speed: Tensor  # (B,)   largest deviation from constant speed, as a share
+
+    def resolved(self, resolution: float) -> Tensor:
+        """Whether the chain steps over nothing: ``(B,)`` bool."""
+        return (self.coarse - self.length).abs() <= resolution * self.length
 
 
 def _measure(M: Manifold, c: Tensor) -> _Measured:
-    """Length of the curve through the chain, on grids two and four times finer, extrapolated.
+    """Length of the curve through the chain by secants of a half and a whole step, extrapolated.
 
     Lengths by secants have an error series in 1/n^2, so two grids cancel its first term (Richardson).
     """
     n = c.shape[1] - 1
-    fine = interpolate_chain(c, torch.linspace(0, 1, 4 * n + 1, dtype=c.dtype, device=c.device))
-    coarse, middle, finest = M._lengths(c), M._lengths(fine[:, ::2]), M._lengths(fine)
-    length = finest + (finest - middle) / 3
-    return _Measured(length, (length - finest).abs(), coarse)
+    fine, coarse = M._steps_at(interpolate_chain(c, _times(2 * n, c)), (1, 2))
+    long, short = fine.sum(-1), coarse.sum(-1)
+    length = long + (long - short) / 3
+    speed = (coarse * n / short.clamp(min=torch.finfo(c.dtype).tiny)[:, None] - 1).abs().amax(-1)
+    return _Measured(length, (length - long).abs(), short, speed)
 
 
-def _upsampled(curves: _Curves, n: int) -> _Curves:
-    t = torch.linspace(0, 1, n + 1, dtype=curves.points.dtype, device=curves.points.device)
-    return curves._replace(points=interpolate_chain(curves.points, t))
-
-
-def _merged(old: _Curves, at: Tensor, new: _Curves) -> _Curves:
-    """Put the new curves in the places of the old ones."""
-    fields = {}
-    for name in ("points", "length", "error", "stationary", "resolved", "iterations"):
-        value = getattr(old, name).clone()
-        value[at] = getattr(new, name)
-        fields[name] = value
-    fields["iterations"][at] += old.iterations[at]
-    why = list(old.why)
-    for place, sentence in zip(at.nonzero().flatten().tolist(), new.why, strict=True):
-        why[place] = sentence
-    return _Curves(**fields, why=why)
-
-
-def _verdict(curves: _Curves, pick: Tensor, straight: Tensor) -> tuple[Tensor, list[str]]:
-    """Whether each picked curve converged, and if not, why."""
-    length, error = curves.length[pick], curves.error[pick]
-    slack = error + 8 * torch.finfo(length.dtype).eps ** 0.5 * straight
-    longer = ~(length <= straight + slack)  # true for NaN as well
-    stationary, resolved = curves.stationary[pick], curves.resolved[pick]
-    n = curves.points.shape[1] - 1
-    why = []
-    for i, at in enumerate(pick.tolist()):
-        if not stationary[i]:
-            why.append(curves.why[at])
-        elif not resolved[i]:
-            why.append(f"{n} segments do not resolve the curve: raise max_segments")
-        elif longer[i]:
-            why.append(f"longer than the straight line: {float(length[i]):.6g} against {float(straight[i]):.6g}")
-        else:
-            why.append("")
-    return stationary & resolved & ~longer, why
+def _times(n: int, like: Tensor) -> Tensor:
+    return torch.linspace(0, 1, n + 1, dtype=like.dtype, device=like.device)

@@ -33,6 +33,11 @@ class Geodesic:
         curve, otherwise nested lists in the shape of the batch.
     iterations : Tensor
         ``(*,)``, solver iterations spent on the curve, over all grids.
+    decrement : Tensor
+        ``(*,)``, the share of the energy that one more step would promise: half the square of the gradient's relative
+        norm, seen by the inverse Hessian.
+    speed_residual : Tensor
+        ``(*,)``, the largest deviation of the Riemannian speed from its mean, as a share.
     start
         Which start won: ``"line"``, ``"curve"``, ``"roadmap"`` or ``"closed form"``; nested like ``why``.
 
@@ -52,6 +57,8 @@ class Geodesic:
     converged: Tensor
     why: Any
     iterations: Tensor
+    decrement: Tensor
+    speed_residual: Tensor
     start: Any
 
     def __call__(self, t: Tensor | float) -> Tensor:

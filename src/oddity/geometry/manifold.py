@@ -16,23 +16,25 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor
 
-from oddity.numerics.autodiff import Differential
+from oddity.numerics.autodiff import Differential, gradient
 from oddity.numerics.chain import ChainModel, model_from_blocks
 
 if TYPE_CHECKING:
     from oddity.geometry.connect import ChainSolver, Init
     from oddity.geometry.curve import Geodesic
+    from oddity.geometry.maps import Trajectory
 
 __all__ = ["Manifold", "Scaled", "Sum"]
 
-_POINTS_AT_A_TIME = 512  # frames of so many points stay in a processor's cache
+_POINTS_AT_A_TIME = 264  # frames of so many points stay in a processor's cache
 
 
 class Manifold(abc.ABC):
     """A Riemannian manifold in one chart R^d.
 
-    A subclass must define :meth:`push`; it may override :meth:`secant`, :meth:`secants`, :meth:`frame` and
-    :meth:`chain_model` for speed. The other methods are derived and final. Shapes: ``*`` stands for any leading
+    A subclass must define :meth:`push`; it may override :meth:`secant`, :meth:`secants`, :meth:`frame`,
+    :meth:`chain_model`, :meth:`force` and :meth:`linear_curvature` for speed. The other methods are derived; a
+    subclass that knows a formula may override the global ones. Shapes: ``*`` stands for any leading
     shape; leading shapes broadcast. Manifolds form a small algebra: ``M1 + M2`` adds metrics, ``c * M`` scales
     the metric by c > 0.
 
@@ -96,6 +98,52 @@ class Manifold(abc.ABC):
             return self.secant(ab[..., :d], ab[..., d:])
 
         return Differential(secant)
+
+    def force(self, z: Tensor, v: Tensor) -> Tensor:
+        """Covector G(z) z'' of the geodesic through z with velocity v: ``(*, d), (*, d) -> (*, d)``.
+
+        Euler and Lagrange's equation for L(z, v) = |push(z, v)|^2 / 2 reads G z'' = dL/dz - (d/dz dL/dv) v. It is
+        linear in the metric, so that the forces of a sum add. By default from the push by automatic derivatives.
+        """
+        z, v = torch.broadcast_tensors(z, v)
+        d = z.shape[-1]
+        state, ahead = torch.cat([z, v], -1), torch.cat([v, torch.zeros_like(v)], -1)
+        slope, change = self._lagrangian_slope.tangents(state.reshape(-1, 2 * d), ahead.reshape(1, -1, 2 * d))
+        return (slope[:, :d] - change[0, :, d:]).reshape(z.shape)
+
+    @cached_property
+    def _lagrangian_slope(self) -> Differential:
+        """(dL/dz, dL/dv) as a function of (z, v), with its derivative."""
+
+        def lagrangian(zv: Tensor) -> Tensor:
+            z, v = zv.chunk(2, -1)
+            return 0.5 * self.push(z, v).square().sum(-1)
+
+        return Differential(gradient(lagrangian))
+
+    def linear_curvature(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """Part of R(u, v, v, u) that is linear in the metric: ``(*, d)`` three times ``-> (*,)``.
+
+        With u and v constant in the chart it is D_u D_v <u, v> - D_u D_u <v, v> / 2 - D_v D_v <u, u> / 2. The rest
+        of the curvature follows from the forces, see :func:`oddity.geometry.curvature.riemann`.
+        """
+        z, u, v = torch.broadcast_tensors(z, u, v)
+        zero = torch.zeros_like(z)
+        state, along_u, along_v = (torch.cat(x, -1) for x in ((z, u, v), (u, zero, zero), (v, zero, zero)))
+        second = self._inner_products.second
+        uv, vv, uu = second(state, along_u, along_v), second(state, along_u, along_u), second(state, along_v, along_v)
+        return uv[..., 1] - vv[..., 2] / 2 - uu[..., 0] / 2
+
+    @cached_property
+    def _inner_products(self) -> Differential:
+        """<u, u>, <u, v> and <v, v> as a function of (z, u, v)."""
+
+        def products(zuv: Tensor) -> Tensor:
+            z, u, v = zuv.chunk(3, -1)
+            Au, Av = self.push(z, u), self.push(z, v)
+            return torch.stack([(x * y).sum(-1) for x, y in ((Au, Au), (Au, Av), (Av, Av))], -1)
+
+        return Differential(products)
 
     def admit(self, z: Tensor, name: str = "z") -> None:
         """Refuse points that are not in the chart: the check at every public door.
@@ -179,6 +227,53 @@ class Manifold(abc.ABC):
         v: Tensor = torch.linalg.solve_triangular(L.mT, noise[..., None], upper=True)
         return v[..., 0]
 
+    @final
+    def acceleration(self, z: Tensor, v: Tensor) -> Tensor:
+        """Second derivative z'' of the geodesic through z with velocity v: ``(*, d), (*, d) -> (*, d)``.
+
+        In coordinates z''^k = -Gamma^k_ij v^i v^j. NaN where the metric is singular, since no geodesic equation
+        holds there.
+
+        Raises
+        ------
+        ValueError
+            If z or v is unusable: NaN, wrong dimension, mixed dtype, shapes that do not broadcast.
+
+        Notes
+        -----
+        "Latent Space Oddity", ICLR 2018, appendix A, in the corrected form of version 3 on arXiv, 1710.11379.
+
+        Examples
+        --------
+        In the upper half-plane a horizontal start bends upwards, along a half-circle:
+
+        >>> import oddity
+        >>> half_plane = oddity.Conformal(lambda z: 1 / z[..., 1])
+        >>> half_plane.acceleration(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])).tolist()
+        [0.0, -1.0]
+        """
+        return self._acceleration(*self._admit_tangents(z, v=v))
+
+    @final
+    def sectional_curvature(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """Curvature of the plane that u and v span: ``(*, d)`` three times ``-> (*,)``.
+
+        See :func:`oddity.geometry.curvature.sectional_curvature`.
+        """
+        from oddity.geometry.curvature import sectional_curvature
+
+        return sectional_curvature(self, z, u, v)
+
+    @final
+    def scalar_curvature(self, z: Tensor) -> Tensor:
+        """Sum of the sectional curvatures over all ordered pairs of an orthonormal basis: ``(*, d) -> (*,)``.
+
+        See :func:`oddity.geometry.curvature.scalar_curvature`.
+        """
+        from oddity.geometry.curvature import scalar_curvature
+
+        return scalar_curvature(self, z)
+
     # -- derived, along a curve -----------------------------------------------------------------------------------
 
     @final
@@ -197,6 +292,16 @@ class Manifold(abc.ABC):
         self._admit_curve(c)
         return self._lengths(c)
 
+    @final
+    def transport(self, c: Tensor, v: Tensor) -> Tensor:
+        """Parallel transport of v along a chain: ``(*, n+1, d), (*, d) -> (*, n+1, d)``, v at every node.
+
+        See :func:`oddity.geometry.transport.transport`.
+        """
+        from oddity.geometry.transport import transport
+
+        return transport(self, c, v)
+
     def _admit_curve(self, c: Tensor) -> None:
         self.admit(c, "c")
         if c.ndim < 2 or c.shape[-2] < 2:
@@ -206,13 +311,22 @@ class Manifold(abc.ABC):
         return self._steps(c).sum(-1)
 
     def _steps(self, c: Tensor) -> Tensor:
-        """Length of each segment, ``(*, n+1, d) -> (*, n)``, so many at a time that memory stays bounded."""
+        """Length of each segment, ``(*, n+1, d) -> (*, n)``."""
         chains = c.reshape(-1, *c.shape[-2:])
-        size = max(1, 8 * _POINTS_AT_A_TIME // c.shape[-2])
-        steps = [torch.linalg.vector_norm(self.secants(part), dim=-1) for part in chains.split(size)]
-        return (
-            torch.cat(steps).reshape(*c.shape[:-2], -1) if len(chains) else c.new_zeros(*c.shape[:-2], c.shape[-2] - 1)
-        )
+        return self._steps_at(chains, (1,))[0].reshape(*c.shape[:-2], c.shape[-2] - 1)
+
+    def _steps_at(self, c: Tensor, strides: tuple[int, ...]) -> list[Tensor]:
+        """Length of each step over every s-th node, for each stride s: ``(B, n+1, d) -> (B, n/s)``."""
+        size = max(1, 8 * _POINTS_AT_A_TIME // c.shape[1])  # memory stays bounded
+        steps = [c.new_empty(len(c), (c.shape[1] - 1) // s) for s in strides]
+        for at in range(0, len(c), size):  # filled in place: small results between large ones fragment the heap
+            for whole, squares in zip(steps, self._squares(c[at : at + size], strides), strict=True):
+                whole[at : at + size] = _root(squares)
+        return steps
+
+    def _squares(self, c: Tensor, strides: tuple[int, ...]) -> list[Tensor]:
+        """Squared lengths of the steps; sums of metrics add them."""
+        return [self.secants(c[:, ::s]).square().sum(-1) for s in strides]
 
     # -- global: numerical by default, exact in closed-form spaces --------------------------------------------------
 
@@ -255,8 +369,85 @@ class Manifold(abc.ABC):
         return connect(self, a, b, init=init, solver=solver)
 
     def dist(self, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSolver | None = None) -> Tensor:
-        """Geodesic distance, ``geodesic(a, b).length``: ``(*, d), (*, d) -> (*,)``."""
-        return self.geodesic(a, b, init=init, solver=solver).length
+        """Geodesic distance, ``geodesic(a, b).length``, differentiably: ``(*, d), (*, d) -> (*,)``.
+
+        The gradient, by the ends and by the parameters of the decoder, is that of the energy of the solved chain
+        with its inner points held still: where a curve is stationary, moving it changes nothing (the envelope
+        theorem). It is of second order in 1/n, means something where the geodesic converged, and is zero from a
+        point to itself. Under ``torch.no_grad()`` nothing is recorded.
+
+        Parameters and errors are those of :meth:`geodesic`.
+
+        Examples
+        --------
+        Going away from a point of the sphere, distance grows by the Riemannian length of the step:
+
+        >>> import oddity
+        >>> S = oddity.Pullback(lambda z: torch.cat([2 * z, z.square().sum(-1, keepdim=True) - 1], -1)
+        ...                     / (1 + z.square().sum(-1, keepdim=True)))
+        >>> a, b = torch.zeros(2), torch.tensor([0.5, 0.0], requires_grad=True)
+        >>> S.dist(a, b).backward()
+        >>> [round(x, 2) for x in b.grad.tolist()]  # 2 / (1 + 0.25)
+        [1.6, 0.0]
+        """
+        from oddity.geometry.maps import dist
+
+        return dist(self, a, b, init=init, solver=solver)
+
+    def shoot(
+        self,
+        z: Tensor,
+        v: Tensor,
+        t: Tensor | float = 1.0,
+        *,
+        tolerance: float | None = None,
+        max_steps: int = 2000,
+    ) -> Trajectory:
+        """Geodesics that leave z with velocity v, at times t, each with its verdict.
+
+        See :func:`oddity.geometry.maps.shoot`.
+        """
+        from oddity.geometry.maps import shoot
+
+        return shoot(self, z, v, t, tolerance=tolerance, max_steps=max_steps)
+
+    def exp(self, z: Tensor, v: Tensor) -> Tensor:
+        """End of the geodesic that leaves z with velocity v, at t = 1: ``(*, d), (*, d) -> (*, d)``.
+
+        The points of :meth:`shoot`; NaN where that did not converge, which ``shoot(z, v).why`` explains. Not
+        differentiable.
+
+        Examples
+        --------
+        >>> import oddity
+        >>> half_plane = oddity.Conformal(lambda z: 1 / z[..., 1])
+        >>> end = half_plane.exp(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]))  # (0, e)
+        >>> [round(x, 3) for x in end.tolist()]
+        [0.0, 2.718]
+        """
+        path = self.shoot(z, v)
+        return torch.where(path.converged[..., None], path.points, torch.nan)
+
+    def log(self, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSolver | None = None) -> Tensor:
+        """Initial velocity of the geodesic from a to b, in the chart: ``(*, d), (*, d) -> (*, d)``.
+
+        Its Riemannian norm is the distance. It is NaN where the geodesic did not converge, since a bare vector
+        has no place for a verdict; ``geodesic(a, b)`` has the reason and the best curve. Not differentiable.
+
+        See :func:`oddity.geometry.maps.log` for the method and its order. Parameters and errors are those of
+        :meth:`geodesic`.
+
+        Examples
+        --------
+        >>> import oddity
+        >>> half_plane = oddity.Conformal(lambda z: 1 / z[..., 1])
+        >>> v = half_plane.log(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 2.0]))  # (0, ln 2)
+        >>> [round(x, 3) for x in v.tolist()]
+        [0.0, 0.693]
+        """
+        from oddity.geometry.maps import log
+
+        return log(self, a, b, init=init, solver=solver)
 
     # -- algebra --------------------------------------------------------------------------------------------------
 
@@ -283,11 +474,51 @@ class Manifold(abc.ABC):
         for name, z in points.items():
             Manifold.admit(self, z, name) if name in "uv" else self.admit(z, name)
 
+    def _admit_tangents(self, z: Tensor, **vectors: Tensor) -> tuple[Tensor, ...]:
+        """Check a point and tangent vectors there, and bring them to their common shape."""
+        self._admit_all(z=z, **vectors)
+        for name, v in vectors.items():
+            if v.dtype != z.dtype or v.device != z.device:
+                raise ValueError(
+                    f"z is {z.dtype} on {z.device} but {name} is {v.dtype} on {v.device}; bring them together"
+                )
+            if v.shape[-1] != z.shape[-1]:
+                raise ValueError(f"z has {z.shape[-1]} coordinates but {name} has {v.shape[-1]}")
+        try:
+            return tuple(torch.broadcast_tensors(z, *vectors.values()))
+        except RuntimeError:
+            shapes = ", ".join(f"{name} {tuple(v.shape)}" for name, v in {"z": z, **vectors}.items())
+            raise ValueError(f"the shapes do not broadcast: {shapes}") from None
+
+    def _acceleration(self, z: Tensor, v: Tensor) -> Tensor:
+        """Acceleration without the check: where a solver tries a point that is no good, the answer is NaN."""
+        return self._by_rows(lambda x, y: self._sharp(x, self.force(x, y)), z, v)
+
+    def _sharp(self, z: Tensor, covector: Tensor) -> Tensor:
+        """Vector G(z)^-1 p of a covector p: ``(*, d), (*, d) -> (*, d)``, NaN where the metric is singular."""
+        d = z.shape[-1]
+        L, info = torch.linalg.cholesky_ex(self._over_points(z, lambda A: A.mT @ A, (d, d)))
+        v = torch.cholesky_solve(covector[..., None], L)[..., 0]
+        return torch.where((info > 0)[..., None], torch.nan, v)
+
+    def _by_rows(self, f: Callable[..., Tensor], *points: Tensor) -> Tensor:
+        """Apply a rowwise function to tensors ``(*, d)`` of one shape, so many rows at a time as stay in cache."""
+        shape = points[0].shape
+        rows = [x.reshape(-1, shape[-1]).split(_POINTS_AT_A_TIME) for x in points]
+        value = torch.cat([f(*part) for part in zip(*rows, strict=True)])
+        return value.reshape((*shape[:-1], *value.shape[1:]))
+
     def _over_points(self, z: Tensor, of_frame: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tensor:
         """Apply a function to the frames of all points, so many at a time that memory stays bounded."""
         rows = z.reshape(-1, z.shape[-1])
         parts = [of_frame(self.frame(part)) for part in rows.split(8 * _POINTS_AT_A_TIME)]
         return (torch.cat(parts) if parts else z.new_zeros(0, *shape)).reshape(*z.shape[:-1], *shape)
+
+
+def _root(squares: Tensor) -> Tensor:
+    """Square root with slope zero at zero, as a norm has."""
+    zero = squares == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, squares).sqrt())
 
 
 def _secant_model(differential: Differential, c: Tensor, exact: bool) -> ChainModel:
@@ -329,6 +560,10 @@ class Sum(Manifold):
         """Concatenate the parts' secants along a chain."""
         return torch.cat([part.secants(c) for part in self.parts], -1)
 
+    def _squares(self, c: Tensor, strides: tuple[int, ...]) -> list[Tensor]:
+        parts = [part._squares(c, strides) for part in self.parts]
+        return [torch.stack(squares).sum(0) for squares in zip(*parts, strict=True)]
+
     def frame(self, z: Tensor) -> Tensor:
         """Stack the parts' frames."""
         return torch.cat([part.frame(z) for part in self.parts], -2)
@@ -339,6 +574,16 @@ class Sum(Manifold):
         for model in rest:
             first = first.plus(model)
         return first
+
+    def force(self, z: Tensor, v: Tensor) -> Tensor:
+        """Add the parts' forces."""
+        first, *rest = (part.force(z, v) for part in self.parts)
+        return sum(rest, first)
+
+    def linear_curvature(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """Add the parts' linear curvatures."""
+        first, *rest = (part.linear_curvature(z, u, v) for part in self.parts)
+        return sum(rest, first)
 
     def admit(self, z: Tensor, name: str = "z") -> None:
         """Admit what every part admits."""
@@ -390,6 +635,9 @@ class Scaled(Manifold):
         """Scale the secants along a chain by sqrt(c)."""
         return self._root * self.base.secants(c)
 
+    def _squares(self, c: Tensor, strides: tuple[int, ...]) -> list[Tensor]:
+        return [self.factor * squares for squares in self.base._squares(c, strides)]
+
     def frame(self, z: Tensor) -> Tensor:
         """Scale the frame by sqrt(c)."""
         return self._root * self.base.frame(z)
@@ -397,6 +645,14 @@ class Scaled(Manifold):
     def chain_model(self, c: Tensor, *, exact: bool = False) -> ChainModel:
         """Scale the model by c."""
         return self.base.chain_model(c, exact=exact).times(self.factor)
+
+    def force(self, z: Tensor, v: Tensor) -> Tensor:
+        """Scale the force by c."""
+        return self.factor * self.base.force(z, v)
+
+    def linear_curvature(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """Scale the linear curvature by c."""
+        return self.factor * self.base.linear_curvature(z, u, v)
 
     def admit(self, z: Tensor, name: str = "z") -> None:
         """Admit what the base admits."""

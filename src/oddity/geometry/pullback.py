@@ -11,7 +11,8 @@ from torch import Tensor
 
 from oddity.geometry.manifold import Manifold
 from oddity.numerics.autodiff import Differential
-from oddity.numerics.chain import ChainModel, model_from_blocks, model_from_frames
+from oddity.numerics.chain import ChainModel, model_from_blocks, model_from_expansion
+from oddity.numerics.expansion import Expansion
 
 __all__ = ["Pullback", "StochasticDecoder", "expected_metric"]
 
@@ -27,8 +28,9 @@ class Pullback(Manifold):
         Batch function ``(N, d) -> (N, ...)``, differentiable PyTorch code; trailing axes are flattened.
     ambient
         The manifold that f maps into; default flat Euclidean space.
-    jacobian
-        Closed form ``(N, d) -> (N, D, d)`` of the derivative of f where one is at hand; default autodiff.
+    expansion
+        Closed form ``(N, d) ->`` :class:`~oddity.numerics.expansion.Expansion` where one is at hand; default
+        autodiff, and for a dense network its own closed form.
 
     Raises
     ------
@@ -52,9 +54,9 @@ class Pullback(Manifold):
         f: Callable[[Tensor], Tensor],
         ambient: Manifold | None = None,
         *,
-        jacobian: Callable[[Tensor], Tensor] | None = None,
+        expansion: Callable[[Tensor], Expansion] | None = None,
     ) -> None:
-        self.differential = Differential(f, jacobian=jacobian)
+        self.differential = Differential(f, expansion=expansion)
         self.ambient = ambient
 
     def push(self, z: Tensor, v: Tensor) -> Tensor:
@@ -72,6 +74,12 @@ class Pullback(Manifold):
         values = self.differential(c)
         return values.diff(dim=-2) if self.ambient is None else self.ambient.secants(values)
 
+    def _squares(self, c: Tensor, strides: tuple[int, ...]) -> list[Tensor]:
+        if self.ambient is not None:
+            return super()._squares(c, strides)
+        values = self.differential(c)  # each node mapped once for all strides
+        return [values[:, ::s].diff(dim=1).square().sum(-1) for s in strides]
+
     def frame(self, z: Tensor) -> Tensor:
         """Jacobian of f, seen in the ambient space: ``(*, d) -> (*, m, d)``."""
         J = self.differential.frame(z)
@@ -86,14 +94,7 @@ class Pullback(Manifold):
         return super().chain_model(c, exact=True) if exact else self._by_chunks(c, self._curved_model)
 
     def _flat_model(self, c: Tensor, exact: bool) -> ChainModel:
-        values, frames = self._along(c)
-        bend = None
-        if exact:
-            inner = c[:, 1:-1]
-            w = 2 * values[:, 1:-1] - values[:, :-2] - values[:, 2:]
-            bend = self.differential.curvature(inner.flatten(0, 1), w.flatten(0, 1))
-            bend = bend.reshape(*inner.shape, inner.shape[-1])
-        return model_from_frames(values, frames[:, :, 1:-1], bend)
+        return model_from_expansion(self.differential.expand(c.flatten(0, 1)), c.shape[1], exact)
 
     def _curved_model(self, c: Tensor) -> ChainModel:
         values, frames = self._along(c)  # (B, n+1, D), (d, B, n+1, D)
@@ -105,6 +106,34 @@ class Pullback(Manifold):
         r, blocks = self._ambient_secant.tangents(ends, directions)
         blocks = blocks.reshape(2 * d, B, nodes - 1, -1)
         return model_from_blocks(r.reshape(B, nodes - 1, -1), blocks[:d], blocks[d:])
+
+    def force(self, z: Tensor, v: Tensor) -> Tensor:
+        """Covector G z'' of the geodesic through (z, v), ``(*, d), (*, d) -> (*, d)``; into flat space -J'f''[v, v].
+
+        Into a curved space the curve f(z(t)) has the acceleration J z'' + f''[v, v], and the ambient force pulls too.
+        """
+        f = self.differential
+        if self.ambient is None:
+            return -f.pulled_second(z, v, v)
+        y = f(z)
+        bend = self.ambient.push(y, f.second(z, v, v))  # (*, m)
+        return f.pull(z, self.ambient.force(y, f.push(z, v))) - (self.frame(z).mT @ bend[..., None])[..., 0]
+
+    def linear_curvature(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """Linear part of R(u, v, v, u), ``-> (*,)``; into flat space <f''[u, u], f''[v, v]> - |f''[u, v]|^2.
+
+        Third derivatives of f cancel, so second ones suffice. Into a curved space the ambient linear curvature
+        comes in along f, and the ambient forces along f''.
+        """
+        f = self.differential
+        uu, uv, vv = f.second(z, u, u), f.second(z, u, v), f.second(z, v, v)  # (*, D)
+        if self.ambient is None:
+            return (uu * vv).sum(-1) - uv.square().sum(-1)
+        N, y, Ju, Jv = self.ambient, f(z), f.push(z, u), f.push(z, v)
+        gauss = (N.push(y, uu) * N.push(y, vv)).sum(-1) - N.push(y, uv).square().sum(-1)
+        mixed = (N.force(y, Ju + Jv) - N.force(y, Ju - Jv)) / 4
+        forces = (2 * mixed * uv - N.force(y, Ju) * vv - N.force(y, Jv) * uu).sum(-1)
+        return N.linear_curvature(y, Ju, Jv) + gauss + forces
 
     def _along(self, c: Tensor) -> tuple[Tensor, Tensor]:
         values, frames = self.differential.value_and_frame(c.reshape(-1, c.shape[-1]))
@@ -148,8 +177,8 @@ def expected_metric(decoder: StochasticDecoder) -> Manifold:
     Parameters
     ----------
     decoder
-        Anything with ``mean(z)`` and ``std(z)``, each ``(N, d) -> (N, ...)``. Where it also has
-        ``std_jacobian(z)``, ``(N, d) -> (N, D, d)``, that closed form is used.
+        Anything with ``mean(z)`` and ``std(z)``, each ``(N, d) -> (N, ...)``. Where it also has ``expand_mean(z)``
+        or ``expand_std(z)``, second-order expansions in closed form, those are used.
 
     Returns
     -------
@@ -181,4 +210,6 @@ def expected_metric(decoder: StochasticDecoder) -> Manifold:
             f"{type(decoder).__name__} has no {' and no '.join(f'{m}(z)' for m in missing)}; the expected metric needs "
             "both. For a decoder without uncertainty use Pullback(decoder)"
         )
-    return Pullback(decoder.mean) + Pullback(decoder.std, jacobian=getattr(decoder, "std_jacobian", None))
+    mean = Pullback(decoder.mean, expansion=getattr(decoder, "expand_mean", None))
+    std = Pullback(decoder.std, expansion=getattr(decoder, "expand_std", None))
+    return mean + std

@@ -11,6 +11,7 @@ from torch import Tensor
 from oddity.geometry.connect import ChainSolver, Init, admit_pair
 from oddity.geometry.curve import Geodesic, nested
 from oddity.geometry.manifold import Manifold
+from oddity.numerics.autodiff import gradient
 
 __all__ = ["Conformal", "Euclidean", "Hyperbolic", "Sphere", "TensorField"]
 
@@ -29,13 +30,12 @@ class _ClosedForm(Manifold):
 
     @final
     def exp(self, z: Tensor, v: Tensor) -> Tensor:
-        """End of the geodesic that leaves z with velocity v, exactly: ``(*, d), (*, d) -> (*, d)``."""
-        self._admit_all(z=z, v=v)
-        return self._exp(z, v)
+        """End of the geodesic from z with velocity v, exactly and differentiably: ``(*, d), (*, d) -> (*, d)``."""
+        return self._exp(*self._admit_tangents(z, v=v))
 
     @final
-    def log(self, a: Tensor, b: Tensor) -> Tensor:
-        """Initial velocity of the shortest geodesic from a to b, exactly: ``(*, d), (*, d) -> (*, d)``."""
+    def log(self, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSolver | None = None) -> Tensor:  # noqa: ARG002
+        """Initial velocity of the shortest geodesic, exactly and differentiably: ``(*, d), (*, d) -> (*, d)``."""
         admit_pair(self, a, b)
         return self._log(a, b)
 
@@ -63,6 +63,8 @@ class _ClosedForm(Manifold):
             converged=converged,
             why=nested(["" if done else leaves for done in converged.flatten().tolist()], converged.shape),
             iterations=torch.zeros(converged.shape, dtype=torch.long, device=a.device),
+            decrement=torch.zeros_like(length),
+            speed_residual=torch.zeros_like(length),
             start=nested(["closed form"] * converged.numel(), converged.shape),
         )
 
@@ -87,6 +89,14 @@ class Euclidean(_ClosedForm):
     def push(self, z: Tensor, v: Tensor) -> Tensor:
         """Return v itself, in the common shape of z and v."""
         return v.expand(torch.broadcast_shapes(z.shape, v.shape))
+
+    def force(self, z: Tensor, v: Tensor) -> Tensor:
+        """Zero: geodesics are straight."""
+        return torch.zeros_like(self.push(z, v))
+
+    def linear_curvature(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """Zero."""
+        return (0 * (self.push(z, u) + v)).sum(-1)
 
     def _exp(self, z: Tensor, v: Tensor) -> Tensor:
         return z + v
@@ -123,6 +133,16 @@ class Conformal(Manifold):
         """s(z) v."""
         return self.scale(z)[..., None] * v
 
+    def force(self, z: Tensor, v: Tensor) -> Tensor:
+        """|v|^2 grad(s^2) / 2 - <grad(s^2), v> v, by one gradient of the scale."""
+        z, v = torch.broadcast_tensors(z, v)
+        return _conformal_force(gradient(lambda x: self.scale(x).square())(z), v)
+
+
+def _conformal_force(slope: Tensor, v: Tensor) -> Tensor:
+    """Force of the metric s^2 I from the gradient of s^2."""
+    return v.square().sum(-1, keepdim=True) * slope / 2 - (slope * v).sum(-1, keepdim=True) * v
+
 
 class _ConstantCurvature(_ClosedForm):
     """Stereographic chart of constant curvature k = +1 or -1: G = (2 / (1 + k |z|^2))^2 I.
@@ -142,6 +162,10 @@ class _ConstantCurvature(_ClosedForm):
     def push(self, z: Tensor, v: Tensor) -> Tensor:
         """2 v / (1 + k |z|^2)."""
         return self._scale(z) * v
+
+    def force(self, z: Tensor, v: Tensor) -> Tensor:
+        """As for any conformal metric, with grad(s^2) = -2 k s^3 z."""
+        return _conformal_force(-2 * self.curvature * self._scale(z) ** 3 * z, v)
 
     def _scale(self, z: Tensor) -> Tensor:
         return 2 / (1 + self.curvature * z.square().sum(-1, keepdim=True))  # (*, 1)

@@ -15,6 +15,8 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
+from oddity.numerics.expansion import Expansion, gram, scaled
+
 #: The precision infinitely far from the data: a largest standard deviation of 10, an order of magnitude
 #: above any error on data in [0, 1]. A smaller value makes a higher wall and a stiffer metric.
 DEFAULT_ZETA = 1e-2
@@ -219,16 +221,34 @@ class RBFPrecision(nn.Module):
         """Return the standard deviation, as :meth:`std`: (*, d) -> (*, D)."""
         return self.std(z)
 
-    def std_jacobian(self, z: Tensor) -> Tensor:
-        r"""Return the Jacobian of :meth:`std` in closed form: (*, d) -> (*, D, d).
+    def expand_std(self, z: Tensor) -> Expansion:
+        r"""Expand :meth:`std` to second order in closed form: (N, d).
 
-        ``J_sigma = -1/2 beta^{-3/2} o d beta/dz`` with ``d beta/dz = -2 W diag(lambda_k v_k) (z - c_k)'``.
+        With ``u = z - c_k``: ``d beta/dz = -2 W diag(lambda v) u'``, ``J = -1/2 beta^{-3/2} o d beta/dz``, and the
+        Hessian of ``<w, std>`` is ``3/4 d beta' diag(w beta^{-5/2}) d beta - 1/2 sum_k (W' w beta^{-3/2})_k H_k`` with
+        ``H_k = 2 lambda_k v_k (2 lambda_k u u' - I)`` the Hessian of the bump.
         """
-        exponent = self._exponent(z)  # (*, K)
+        exponent = self._exponent(z)  # (N, K)
         bound = _largest_exponent(z.dtype)
-        slope = self.bandwidths * torch.exp(-exponent.clamp(max=bound)) * (exponent <= bound)  # (*, K)
-        pull = slope[..., None] * (z[..., None, :] - self.centres)  # (*, K, d)
-        return self.precision(z)[..., None] ** -1.5 * (self.weight @ pull)
+        v = torch.exp(-exponent.clamp(max=bound))  # (N, K)
+        precision = nn.functional.linear(v, self.weight, self.zeta)  # (N, D)
+        std = precision.rsqrt()
+        slope = self.bandwidths * v * (exponent <= bound)  # (N, K)
+        away = (z[:, None] - self.centres).permute(2, 0, 1)  # (d, N, K)
+        frame = scaled((slope * away) @ self.weight.mT, std / precision)  # (d, N, D)
+
+        def bend(w: Tensor) -> Tensor:
+            outer = gram((3 * w / std) * frame, frame)  # (N, d, d)
+            share = (w * std / precision) @ self.weight * slope  # (N, K)
+            curved = gram((2 * share * self.bandwidths) * away, away)
+            return outer - curved + torch.diag_embed(share.sum(-1, keepdim=True).expand(-1, len(away)))
+
+        return Expansion(std, frame, bend)
+
+    def std_jacobian(self, z: Tensor) -> Tensor:
+        """Return the Jacobian of :meth:`std` in closed form: (*, d) -> (*, D, d)."""
+        frame = self.expand_std(z.reshape(-1, z.shape[-1])).frame
+        return frame.permute(1, 2, 0).reshape(*z.shape[:-1], self.out_features, z.shape[-1])
 
     def wall(self) -> Wall:
         """Estimate the wall of a typical centre, from the median bandwidth and the mean std at the centres.

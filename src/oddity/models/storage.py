@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from oddity._version import __version__
@@ -19,7 +19,7 @@ from oddity.models.vae import VAE, Architecture
 #: The layout's version; a reader refuses any other.
 FORMAT = 1
 
-_MODEL = "model.json"
+MODEL_FILE = "model.json"
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def save_model(
     if extra:
         tensors["codes"] = extra
     about = {"oddity": __version__, "architecture": asdict(plan), "info": dict(info or {})}
-    write_folder(Path(path), _MODEL, about, tensors)
+    write_folder(Path(path), MODEL_FILE, about, tensors)
     return Path(path)
 
 
@@ -119,7 +119,7 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
         When a file is damaged, of another format version, or the weights don't fit the description.
     """
     folder = Path(path)
-    about, tensors = read_folder(folder, _MODEL, remedy="save the model again")
+    about, tensors = read_folder(folder, MODEL_FILE, remedy="save the model again")
     vae = _rebuild(folder, about, tensors.get("weights", {}))
     codes = tensors.get("codes", {})
     return SavedModel(vae, codes.get("codes"), codes.get("labels"), about.get("info", {}))
@@ -215,7 +215,8 @@ def _rebuild(folder: Path, about: Mapping[str, Any], weights: Mapping[str, Tenso
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise ValueError(
-            f"the weights in {str(folder)!r} do not fit the architecture in {_MODEL} ({reason}): save the model again"
+            f"the weights in {str(folder)!r} do not fit the architecture in {MODEL_FILE} ({reason}): "
+            "save the model again"
         ) from error
     return vae.eval().requires_grad_(False)
 
@@ -223,14 +224,19 @@ def _rebuild(folder: Path, about: Mapping[str, Any], weights: Mapping[str, Tenso
 def _fill(folder: Path, name: str, about: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     files = {}
     for group, content in tensors.items():
-        target = folder / f"{group}.safetensors"
-        save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, target)
-        files[group] = hashlib.sha256(target.read_bytes()).hexdigest()
+        data = save({key: value.detach().cpu().contiguous() for key, value in content.items()})
+        _write_bytes(folder / f"{group}.safetensors", data)
+        files[group] = hashlib.sha256(data).hexdigest()
     try:
         text = json.dumps({"format": FORMAT, **about, "files": files}, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"info must be made of JSON's own types: {error}") from error
     (folder / name).write_text(text + "\n", encoding="utf-8")
+
+
+def _write_bytes(file: Path, data: bytes) -> None:
+    """Write through Python, whose errors say what is wrong with the disk; safetensors' own writer hides it."""
+    file.write_bytes(data)
 
 
 def _read_json(file: Path, remedy: str) -> dict[str, Any]:

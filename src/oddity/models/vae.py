@@ -5,7 +5,7 @@ The decoder offers what geometry asks of a model: ``mean(z)`` and ``std(z)``. Al
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, Self
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from oddity.models.rbf import RBFPrecision
+from oddity.numerics.expansion import Expansion, dense_expansion
 
 Output = Literal["identity", "sigmoid", "tanh", "softplus"]
 Scale = Literal["constant", "rbf", "network"]
@@ -159,6 +160,16 @@ class GaussianDecoder(nn.Module):
     def std(self, z: Tensor) -> Tensor:
         """Return the standard deviation: (*, d) -> (*, D)."""
         return self.scale(z)  # type: ignore[no-any-return]
+
+    @property
+    def expand_mean(self) -> Callable[[Tensor], Expansion] | None:
+        """Closed-form expansion of the mean, (N, d), where it is a dense network; else None."""
+        return dense_expansion(self.mean_net)
+
+    @property
+    def expand_std(self) -> Callable[[Tensor], Expansion] | None:
+        """Closed-form expansion of the standard deviation, (N, d), where the scale has one; else None."""
+        return getattr(self.scale, "expand_std", None)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation."""

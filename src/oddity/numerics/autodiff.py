@@ -11,10 +11,14 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import grad, jacrev, jvp, vmap
+from torch.func import grad, jacrev, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["MODES", "Differential"]
+from oddity.numerics.expansion import Expansion, dense_expansion
+
+__all__ = ["MODES", "SECOND_MODES", "Differential", "gradient"]
+
+_FEW_DIMENSIONS = 4
 
 Function = Callable[[Tensor], Tensor]
 Rule = Callable[[Function, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -54,6 +58,29 @@ def _rowwise_jacrev(f: Function, z: Tensor, directions: Tensor) -> tuple[Tensor,
     return f(z), torch.einsum("nij,knj->kni", J, directions)
 
 
+def _nested_jvp(f: Function, z: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and f''(z)[u, v] for a pair of directions: the derivative along v of the derivative along u."""
+    u, v = directions
+    (value, _), (_, second) = jvp(lambda x: jvp(f, (x,), (u,)), (z,), (v,))  # type: ignore[misc]
+    return value, second
+
+
+def _triple_backward(f: Function, z: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and f''(z)[u, v], the derivative of w -> <f''(z)[u, v], w>: three reverse passes, no forward mode."""
+    keep = torch.is_grad_enabled()
+    with torch.enable_grad():
+        z = z if z.requires_grad else z.detach().requires_grad_()
+        value = f(z)
+        w = torch.zeros_like(value, requires_grad=True)
+        (pulled,) = torch.autograd.grad(value, z, w, create_graph=True)
+        torch.autograd.grad(pulled, w, directions[0], retain_graph=True)  # raises where f is differentiable only once
+        (twice,) = torch.autograd.grad(pulled, z, directions[0], create_graph=True, materialize_grads=True)
+        second = torch.zeros_like(value)
+        if twice.requires_grad:  # else f is linear
+            (second,) = torch.autograd.grad(twice, w, directions[1], create_graph=keep, materialize_grads=True)
+    return (value if keep else value.detach()), second
+
+
 def _plain() -> AbstractContextManager[None]:
     return nullcontext()
 
@@ -72,6 +99,26 @@ MODES: dict[str, tuple[Rule, Callable[[], AbstractContextManager[None]]]] = {
 }
 """Derivative modes, fastest first. All give the same derivative; they differ in what they can enter."""
 
+SECOND_MODES: dict[str, tuple[Rule, Callable[[], AbstractContextManager[None]]]] = {
+    "nested jvp": (_nested_jvp, _plain),
+    "nested jvp with math attention": (_nested_jvp, _math_attention),
+    "triple backward": (_triple_backward, _plain),
+    "triple backward with math attention": (_triple_backward, _math_attention),
+}
+"""Modes of the second derivative, fastest first."""
+
+
+def gradient(f: Function) -> Function:
+    """Gradient of a batch function to single numbers: from ``(N, k) -> (N,)`` to ``(N, k) -> (N, k)``.
+
+    Examples
+    --------
+    >>> gradient(lambda x: x.square().sum(-1))(torch.tensor([[1.0, 2.0]])).tolist()
+    [[2.0, 4.0]]
+    """
+    of_sum: Function = grad(lambda x: f(x).sum())
+    return of_sum
+
 
 class Differential:
     """A batch function together with its derivative, in a mode that the function supports.
@@ -80,8 +127,9 @@ class Differential:
     ----------
     f
         Maps ``(N, d)`` to ``(N, ...)``, each row by itself. Trailing axes are flattened to one, of size D.
-    jacobian
-        Optional closed form ``(N, d) -> (N, D, d)``, used in place of automatic differentiation.
+    expansion
+        Optional closed form ``(N, d) -> Expansion``, used in place of automatic differentiation. A dense network,
+        an ``nn.Sequential`` of linear layers and smooth activations, needs none: it is recognised.
     mode
         A key of :data:`MODES`; by default found by trying them in order at the first call.
 
@@ -89,6 +137,8 @@ class Differential:
     ----------
     mode : str or None
         The mode in use: a key of :data:`MODES`, ``"closed form"``, or None before the first derivative.
+    second_mode : str or None
+        The mode of :meth:`second`: a key of :data:`SECOND_MODES`, or None before its first call.
 
     Raises
     ------
@@ -104,13 +154,18 @@ class Differential:
     ([[6.0, 4.0]], [[[3.0, 4.0]], [[2.0, 0.0]]], 'jvp')
     """
 
-    def __init__(self, f: Function, *, jacobian: Function | None = None, mode: str | None = None) -> None:
+    def __init__(
+        self, f: Function, *, expansion: Callable[[Tensor], Expansion] | None = None, mode: str | None = None
+    ) -> None:
         if not callable(f):
             raise ValueError(f"expected a function of a tensor, got {type(f).__name__}; pass e.g. decoder.mean")
         if mode is not None and mode not in MODES:
             raise ValueError(f"unknown derivative mode {mode!r}; choose one of {', '.join(MODES)}")
-        self._f, self._jacobian = f, jacobian
-        self.mode = "closed form" if jacobian is not None else mode
+        if expansion is None and mode is None and isinstance(f, nn.Module):
+            expansion = dense_expansion(f)
+        self._f, self._expansion = f, expansion
+        self.mode = "closed form" if expansion is not None else mode
+        self.second_mode: str | None = None
         self._module = _owning_module(f)
         self._known: set[tuple[int, torch.dtype, torch.device]] = set()
         self._refuse_training()
@@ -194,27 +249,34 @@ class Differential:
 
     def value_and_frame(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Value and derivative along each axis: ``(N, d) -> (N, D), (d, N, D)``, the axes first."""
+        value, frame, _ = self.expand(z)
+        return value, frame
+
+    def expand(self, z: Tensor) -> Expansion:
+        """Value, frame, and the Hessian of <w, f> for weights w: ``(N, d)``."""
+        if self._expansion is not None:
+            return self._expansion(z)
         N, d = z.shape
-        if self._jacobian is not None:
-            return self._flat(z), self._jacobian(z).permute(2, 0, 1)
-        return self.tangents(z, torch.eye(d, dtype=z.dtype, device=z.device)[:, None].expand(d, N, d))
+        basis = torch.eye(d, dtype=z.dtype, device=z.device)[:, None].expand(d, N, d)
+        return Expansion(*self.tangents(z, basis), lambda w: self.curvature(z, w))
 
     def tangents(self, z: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Value and directional derivatives: ``(N, d), (k, N, d) -> (N, D), (k, N, D)``."""
-        if self._jacobian is not None:
-            return self._flat(z), torch.einsum("nij,knj->kni", self._jacobian(z), directions)
+        if self._expansion is not None:
+            value, frame, _ = self._expansion(z)
+            return value, torch.einsum("jni,knj->kni", frame, directions)
         if len(z) == 0:
             value = self._flat(z)
             return value, value.new_zeros(len(directions), *value.shape)
-        if self.mode is None:
-            self.mode = self._first_working_mode(z[:1].detach(), directions[:, :1].detach())
-        rule, context = MODES[self.mode]
+        rule, context = MODES[self._working_mode(z)]
         with context():
             # torch.func rejects expanded tensors whose rows share memory
             return rule(self._flat, z.contiguous(), directions.contiguous())
 
     def curvature(self, z: Tensor, w: Tensor) -> Tensor:
         """Hessian of z -> <w, f(z)> at each point, w held fixed: ``(N, d), (N, D) -> (N, d, d)``."""
+        if self._expansion is not None:
+            return self._expansion(z).bend(w)
         N, d = z.shape
         basis = torch.eye(d, dtype=z.dtype, device=z.device)[:, None].expand(d, N, d).contiguous()
 
@@ -224,10 +286,72 @@ class Differential:
         columns: Tensor = vmap(lambda v: jvp(grad(weighted), (z,), (v,))[1])(basis)
         return columns.permute(1, 2, 0)
 
-    def _first_working_mode(self, z: Tensor, directions: Tensor) -> str:
+    def pull(self, z: Tensor, w: Tensor) -> Tensor:
+        """Transposed derivative J(z)' w: ``(*, d), (*, D) -> (*, d)``; leading shapes broadcast."""
+        shape = torch.broadcast_shapes(z.shape[:-1], w.shape[:-1])
+        rows, weights = (x.expand(*shape, x.shape[-1]).reshape(-1, x.shape[-1]) for x in (z, w))
+        if self._expansion is not None:
+            pulled = torch.einsum("jni,ni->nj", self._expansion(rows).frame, weights)
+        elif self._working_mode(rows).startswith("jvp"):
+            (pulled,) = vjp(self._flat, rows)[1](weights)
+        else:
+            pulled = self._plain_pull(rows, weights)
+        return pulled.reshape(*shape, z.shape[-1])
+
+    def _plain_pull(self, z: Tensor, w: Tensor) -> Tensor:
+        """The same for functions that ``torch.func`` cannot enter."""
+        keep = torch.is_grad_enabled()
+        with torch.enable_grad():
+            z = z if z.requires_grad else z.detach().requires_grad_()
+            value = self._flat(z)
+            if not value.requires_grad:  # f is constant
+                return torch.zeros_like(z)
+            (pulled,) = torch.autograd.grad(value, z, w, create_graph=keep, materialize_grads=True)
+        return pulled
+
+    def second(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """Second directional derivative f''(z)[u, v]: ``(*, d)`` three times ``-> (*, D)``; leading shapes broadcast.
+
+        By automatic differentiation of f, whether or not its expansion is known in closed form.
+        """
+        z, u, v = torch.broadcast_tensors(z, u, v)
+        d = z.shape[-1]
+        rows, pair = z.reshape(-1, d).contiguous(), torch.stack([u.reshape(-1, d), v.reshape(-1, d)])  # (2, N, d)
+        if len(rows) == 0:
+            return self(z)
+        if self.second_mode is None:
+            self.second_mode = self._first_working(SECOND_MODES, rows[:1].detach(), pair[:, :1].detach())
+        rule, context = SECOND_MODES[self.second_mode]
+        with context():
+            second = rule(self._flat, rows, pair)[1]
+        return second.reshape(*z.shape[:-1], second.shape[-1])
+
+    def pulled_second(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """J(z)' f''(z)[u, v]: ``(*, d)`` three times ``-> (*, d)``; leading shapes broadcast.
+
+        From the expansion where there is one: its component k is the Hessian of <w, f> between u and v, at the
+        k-th tangent w. In many dimensions those Hessians cost more than one second derivative.
+        """
+        if self._expansion is None or z.shape[-1] > _FEW_DIMENSIONS:
+            return self.pull(z, self.second(z, u, v))
+        z, u, v = torch.broadcast_tensors(z, u, v)
+        rows = [x.reshape(-1, z.shape[-1]) for x in (z, u, v)]
+        _, frame, bend = self._expansion(rows[0])
+        pulled = [torch.einsum("nij,ni,nj->n", bend(w), *rows[1:]) for w in frame]
+        return torch.stack(pulled, -1).reshape(z.shape)
+
+    def _working_mode(self, z: Tensor) -> str:
+        """Mode in use, found on the first point seen."""
+        if self.mode is None:
+            self.mode = self._first_working(MODES, z[:1].detach(), torch.ones_like(z[:1])[None])
+        return self.mode
+
+    def _first_working(
+        self, modes: dict[str, tuple[Rule, Callable[[], AbstractContextManager[None]]]], z: Tensor, directions: Tensor
+    ) -> str:
         """Try the modes on one point. Which errors a network raises is not documented: any is a no."""
         last = ""
-        for mode, (rule, context) in MODES.items():
+        for mode, (rule, context) in modes.items():
             try:
                 with context(), torch.no_grad():
                     rule(self._flat, z.contiguous(), directions.contiguous())

@@ -6,7 +6,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, dijkstra
 from sklearn.neighbors import NearestNeighbors
 
-__all__ = ["bridge", "knn_edges", "shortest_paths"]
+__all__ = ["bridge", "components", "distances_from", "knn_edges", "shortest_paths"]
 
 Points = NDArray[np.floating]
 Edges = NDArray[np.int64]
@@ -26,6 +26,18 @@ def knn_edges(points: Points, k: int) -> Edges:
     neighbours = NearestNeighbors(n_neighbors=min(k, n - 1)).fit(points).kneighbors(return_distance=False)
     pairs = np.stack([np.repeat(np.arange(n), neighbours.shape[1]), neighbours.ravel()], 1)
     return np.unique(np.sort(pairs, 1), axis=0).astype(np.int64)
+
+
+def components(n: int, edges: Edges) -> Edges:
+    """Number of the connected part that each node belongs to: ``(n,)``, counted from the first node's.
+
+    Examples
+    --------
+    >>> components(4, np.array([[0, 1], [2, 3]])).tolist()
+    [0, 0, 1, 1]
+    """
+    label: Edges = connected_components(_adjacency(n, edges, np.ones(len(edges))), directed=False)[1]
+    return label
 
 
 def bridge(points: Points, edges: Edges) -> Edges:
@@ -86,6 +98,34 @@ def shortest_paths(
     longest = max((b.shape[1] for b in blocks), default=0)
     padded = [np.pad(b, ((0, 0), (0, longest - b.shape[1])), mode="edge") for b in blocks]
     return np.concatenate(padded) if padded else np.empty((0, 0), np.int64)
+
+
+def distances_from(n: int, edges: Edges, lengths: Points, sources: Edges) -> NDArray[np.float64]:
+    """Lengths of the shortest paths from some nodes to all on an undirected graph: ``(S, n)``.
+
+    Parameters
+    ----------
+    n
+        Number of nodes.
+    edges, lengths
+        ``(E, 2)``, each once, and their lengths ``(E,)``.
+    sources
+        ``(S,)``.
+
+    Returns
+    -------
+    ndarray
+        ``(S, n)`` float64, infinite where there is no path. Memory is 8 n S bytes.
+
+    Examples
+    --------
+    >>> distances_from(3, np.array([[0, 1], [1, 2]]), np.array([1.0, 2.0]), np.array([2, 0])).tolist()
+    [[3.0, 2.0, 0.0], [0.0, 1.0, 3.0]]
+    """
+    # a sparse graph cannot hold an edge of length zero
+    positive = np.maximum(lengths.astype(np.float64), np.finfo(np.float64).tiny)
+    field: NDArray[np.float64] = dijkstra(_adjacency(n, edges, positive), directed=False, indices=sources)
+    return field
 
 
 def _backtrack(predecessor: NDArray[np.int32], begin: Edges, end: Edges) -> NDArray[np.int64]:

@@ -1,0 +1,179 @@
+"""What the table does not show of our solver: where its time goes, its latency, its symmetry, and all pairs.
+
+``python -m benchmarks.details FOLDER OUT.json`` for the problem in a folder of :mod:`benchmarks.problems`.
+"""
+
+import argparse
+import contextlib
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import oddity
+from oddity.numerics.autodiff import Differential
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    saved = oddity.load_model(args.folder / "model")
+    numbers = np.load(args.folder / "problem.npz")
+    count = 8 if args.quick else 256
+    a, b = (torch.as_tensor(numbers[end][:count]) for end in "ab")
+    M = oddity.expected_metric(saved.vae.decoder)
+    roads = oddity.Roadmap(M, saved.codes)
+    figures = share_of_engine(M, roads, a, b) | latency(M, roads, a[: count // 4], b[: count // 4])
+    figures |= symmetry(M, roads, a[:64], b[:64])
+    args.out.write_text(json.dumps(figures))
+    figures |= all_pairs(M, saved.codes[: 40 if args.quick else 1000], 10 if args.quick else 100)
+    args.out.write_text(json.dumps(figures))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true")
+    return parser.parse_args()
+
+
+# -- where the time goes ---------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Time spent inside of some functions, those that they call counted once."""
+
+    def __init__(self) -> None:
+        self.seconds, self.depth, self.begin = 0.0, 0, 0.0
+
+    def timed(self, f: Callable) -> Callable:
+        def run(*args: object, **kwargs: object) -> object:
+            with self.running():
+                return self._watching_bend(f(*args, **kwargs))
+
+        return run
+
+    def _watching_bend(self, result: object) -> object:
+        """An expansion derives once more when it is asked for its bend."""
+        return result._replace(bend=self.timed(result.bend)) if hasattr(result, "bend") else result
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        self.depth += 1
+        if self.depth == 1:
+            self.begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.depth -= 1
+            if self.depth == 0:
+                self.seconds += time.perf_counter() - self.begin
+
+
+@contextlib.contextmanager
+def watched(owner: object, names: list[str]) -> Iterator[Clock]:
+    """Time some functions of a class or a module, from outside."""
+    clock, before = Clock(), {name: getattr(owner, name) for name in names}
+    for name, f in before.items():
+        setattr(owner, name, clock.timed(f))
+    try:
+        yield clock
+    finally:
+        for name, f in before.items():
+            setattr(owner, name, f)
+
+
+PASSES = ["__call__", "expand", "tangents", "push", "pull", "curvature", "second"]
+
+
+def share_of_engine(M: oddity.Manifold, roads: oddity.Roadmap, a: torch.Tensor, b: torch.Tensor) -> dict[str, object]:
+    """Share of the time outside of the decoder's forward and derivative passes, in one batch."""
+    M.geodesic(a[:4], b[:4], init=roads)
+    with watched(Differential, [name for name in PASSES if hasattr(Differential, name)]) as clock:
+        begin = time.perf_counter()
+        M.geodesic(a, b, init=roads)
+        total = time.perf_counter() - begin
+    return {
+        "share_batch": len(a),
+        "share_total_seconds": round(total, 3),
+        "share_in_decoder_passes_seconds": round(clock.seconds, 3),
+        "share_outside_decoder_passes_percent": round(100 * (1 - clock.seconds / total), 1),
+    }
+
+
+# -- one pair, both ways, all pairs ----------------------------------------------------------------------------------
+
+
+def latency(
+    M: oddity.Manifold, roads: oddity.Roadmap, a: torch.Tensor, b: torch.Tensor, repeats: int = 5
+) -> dict[str, object]:
+    """Milliseconds of a single pair, warm: each of some pairs several times, one after another."""
+
+    def one(i: int, init: object) -> float:
+        begin = time.perf_counter()
+        M.geodesic(a[i], b[i], init=init)
+        return 1e3 * (time.perf_counter() - begin)
+
+    figures: dict[str, object] = {}
+    for name, init in (("line", None), ("roadmap", roads)):
+        one(0, init)
+        medians = [statistics.median(one(i, init) for _ in range(repeats)) for i in range(min(16, len(a)))]
+        figures[f"single_pair_ms_from_{name}_median"] = round(statistics.median(medians), 1)
+        figures[f"single_pair_ms_from_{name}_worst"] = round(max(medians), 1)
+    return figures
+
+
+def symmetry(M: oddity.Manifold, roads: oddity.Roadmap, a: torch.Tensor, b: torch.Tensor) -> dict[str, object]:
+    """Largest relative difference of dist(a, b) and dist(b, a), and whether dist(a, a) is zero."""
+    with torch.no_grad():
+        there, back = M.dist(a, b, init=roads), M.dist(b, a, init=roads)
+        nothing = M.dist(a, a, init=roads)
+    error = ((there - back).abs() / there).sort().values
+    return {
+        "symmetry_error_median": float(error[len(error) // 2]),
+        "symmetry_error_max": float(error[-1]),
+        "symmetry_pairs_over_1e-6": int((error > 1e-6).sum()),
+        "symmetry_pairs": len(a),
+        "distance_to_itself_max": float(nothing.max()),
+    }
+
+
+def all_pairs(M: oddity.Manifold, codes: torch.Tensor, sample: int) -> dict[str, object]:
+    """The whole matrix by the default method, against exact geodesics of a sample of pairs."""
+    if not hasattr(oddity, "pairwise_distances"):
+        return {}
+    before = _peak_mib()
+    begin = time.perf_counter()
+    found = oddity.pairwise_distances(M, codes)
+    seconds = time.perf_counter() - begin
+    peak = _peak_mib()
+    D = torch.as_tensor(np.array(found))
+    rng = np.random.default_rng(1)
+    i, j = np.array([rng.choice(len(codes), 2, replace=False) for _ in range(sample)]).T
+    exact = M.geodesic(codes[i], codes[j], init=oddity.Roadmap(M, codes)).length
+    error = (D[i, j] / exact - 1).abs()
+    return {
+        "all_pairs_codes": len(codes),
+        "all_pairs_method": repr(found),
+        "all_pairs_seconds": round(seconds, 2),
+        "all_pairs_peak_mib": round(peak),
+        "all_pairs_mib_before": round(before),
+        "all_pairs_median_error_percent": round(100 * float(error.median()), 3),
+        "all_pairs_max_error_percent": round(100 * float(error.max()), 3),
+        "all_pairs_sample": sample,
+    }
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Solvers side by side, each run as a script by the interpreter of its own environment."""

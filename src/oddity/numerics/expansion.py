@@ -1,0 +1,139 @@
+"""Second-order expansions of batch functions: value, frame, and the Hessian of any weighting, in one pass.
+
+Gauss-Newton needs a function's value and derivative at each point; Newton's method also the d x d Hessian of
+<w, f>, for weights w that are known only once the values are. An :class:`Expansion` gives all three. Automatic
+differentiation provides it for any function (:mod:`oddity.numerics.autodiff`); dense networks have it here in closed
+form, several times faster, since one tape of pre-activations serves value, frame and Hessian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Expansion", "dense_expansion", "gram", "pull"]
+
+
+class Expansion(NamedTuple):
+    """A batch function around N points, to second order."""
+
+    value: Tensor  # (N, D)
+    frame: Tensor  # (d, N, D)   the derivative along each axis, the axes first
+    bend: Callable[[Tensor], Tensor]  # (N, D) -> (N, d, d)   Hessian of <w, f> at fixed w
+
+
+def gram(a: Tensor, b: Tensor) -> Tensor:
+    """Products of the frames of each point: ``(k, N, D), (l, N, D) -> (N, k, l)``.
+
+    Whole and contiguous frames only: a sliced operand is copied, which takes 50 times longer than the product.
+    """
+    return torch.bmm(a.permute(1, 0, 2), b.permute(1, 2, 0))
+
+
+def pull(frame: Tensor, w: Tensor) -> Tensor:
+    """Frame' w at each point: ``(d, N, D), (N, D) -> (N, d)``. As a row times a matrix: three times faster here."""
+    return torch.bmm(w[:, None], frame.permute(1, 2, 0))[:, 0]
+
+
+def dense_expansion(net: nn.Module) -> Callable[[Tensor], Expansion] | None:
+    """Closed-form expansion of a dense network, or None where it is not one.
+
+    Parameters
+    ----------
+    net
+        An ``nn.Sequential`` of ``Linear`` layers and smooth activations: Tanh, Sigmoid, Softplus, SiLU, Identity.
+
+    Returns
+    -------
+    callable or None
+        ``(N, d) -> Expansion``. By the chain rule the Hessian of <w, f> is a sum over the activations s of
+        P' diag(g s'') P, with P the derivative of the pre-activation and g the adjoint of the activation.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.Tanh())
+    >>> expand = dense_expansion(net)
+    >>> value, frame, bend = expand(torch.zeros(5, 2))
+    >>> value.shape, frame.shape, bend(value).shape
+    (torch.Size([5, 3]), torch.Size([2, 5, 3]), torch.Size([5, 2, 2]))
+    """
+    layers = list(net) if isinstance(net, nn.Sequential) else []
+    if not layers or not isinstance(layers[0], nn.Linear):
+        return None
+    if any(type(layer) not in {nn.Linear, nn.Identity, *_SLOPE} for layer in layers):
+        return None
+    return lambda z: _expand_dense(layers, z)
+
+
+class _Linear(NamedTuple):
+    weight: Tensor  # (out, in)
+
+
+class _Activation(NamedTuple):
+    layer: nn.Module
+    x: Tensor  # (N, D)   before
+    y: Tensor  # (N, D)   after
+    first: Tensor  # (N, D)   slope
+    frame: Tensor  # (d, N, D)   derivative of y
+
+
+def _expand_dense(layers: list[nn.Module], z: Tensor) -> Expansion:
+    value, frame = z, torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)[:, None]  # (N, d), (d, 1, d)
+    tape: list[_Linear | _Activation] = []
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            value, frame = nn.functional.linear(value, layer.weight, layer.bias), frame @ layer.weight.mT
+            tape.append(_Linear(layer.weight))
+        elif not isinstance(layer, nn.Identity):
+            before, value = value, layer(value)
+            first = _SLOPE[type(layer)](layer, before, value)
+            frame = scaled(frame, first)
+            tape.append(_Activation(layer, before, value, first, frame))
+    return Expansion(value, frame.expand(-1, *value.shape), lambda w: _bend(tape, w))
+
+
+def scaled(frame: Tensor, factor: Tensor) -> Tensor:
+    """Frame times a factor ``(N, D)``, in place where nothing else needs the old one: fresh memory is the cost."""
+    if frame.shape[1:] != factor.shape or torch.is_grad_enabled():
+        return frame * factor
+    return frame.mul_(factor)
+
+
+def _bend(tape: list[_Linear | _Activation], w: Tensor) -> Tensor:
+    """Carry the adjoint of <w, f> back through the layers, and gather the bend of each activation.
+
+    Each is P' diag(w s'') P with P the derivative of x, or Q' diag(w s'' / s'^2) Q with Q = s' P that of y. Where s'
+    vanishes so does Q, and the ratio only has to be finite.
+    """
+    d = len(next((entry.frame for entry in tape if isinstance(entry, _Activation)), w[:0]))
+    bend = w.new_zeros(len(w), d, d)
+    for entry in reversed(tape):
+        if isinstance(entry, _Linear):
+            w = w @ entry.weight
+        else:
+            second = _CURVE[type(entry.layer)](entry.layer, entry.x, entry.y, entry.first)
+            floor = torch.finfo(w.dtype).tiny ** 0.5
+            ratio = w * second / entry.first.square().clamp(min=floor)
+            bend = bend + gram(ratio * entry.frame, entry.frame)
+            w = w * entry.first
+    return bend if d else w.new_zeros(len(w), w.shape[-1], w.shape[-1])
+
+
+_SLOPE: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {
+    nn.Tanh: lambda _, _x, y: 1 - y * y,
+    nn.Sigmoid: lambda _, _x, y: y * (1 - y),
+    nn.Softplus: lambda layer, x, _y: torch.sigmoid(layer.beta * x),
+    nn.SiLU: lambda _, x, y: torch.sigmoid(x) * (1 + x - y),
+}
+"""First derivative of an activation y = s(x), by x and y."""
+
+_CURVE: dict[type[nn.Module], Callable[[Any, Tensor, Tensor, Tensor], Tensor]] = {
+    nn.Tanh: lambda _, _x, y, first: -2 * y * first,
+    nn.Sigmoid: lambda _, _x, y, first: first * (1 - 2 * y),
+    nn.Softplus: lambda layer, _x, _y, first: layer.beta * first * (1 - first),
+    nn.SiLU: lambda _, x, y, _first: torch.sigmoid(x) * (1 - torch.sigmoid(x)) * (2 + x - 2 * y),
+}
+"""Second derivative, by x, y and the first."""

@@ -25,14 +25,17 @@ _LEAST = 1e-3  # percent; what is below is drawn there
 def excess(rows: Sequence[Mapping], file: Path, caption: str) -> None:
     """Mean excess length against the time of a curve, one panel for each dimension."""
     dims = sorted({row["d"] for row in rows})
-    figure, axes = plt.subplots(1, len(dims), figsize=(4.2 * len(dims) + 0.6, 4.6), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(dims), figsize=(max(7.5, 4.2 * len(dims)), 5), sharex=True, sharey=True, squeeze=False
+    )
     for ax, d in zip(axes[0], dims, strict=True):
         _excess_panel(ax, [row for row in rows if row["d"] == d])
         ax.set(title=f"d = {d}", xlabel="seconds a curve")
     axes[0, 0].set_ylabel("mean excess over the best length known (%)")
-    figure.legend(handles=_legend(rows), loc="lower center", ncols=7, frameon=False, fontsize=8.5)
-    figure.suptitle(f"Excess length against time; below and left is better.  {caption}", fontsize=10)
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.legend(handles=_legend(rows), loc="lower center", ncols=4 if len(dims) < 3 else 7, frameon=False)
+    title = f"Excess length against time: below and left is better (under {_LEAST} % drawn at {_LEAST} %)\n{caption}"
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout(rect=(0, 0.13 if len(dims) < 3 else 0.07, 1, 1))
     figure.savefig(file, dpi=150)
     plt.close(figure)
 
@@ -72,9 +75,12 @@ def scaling(sweeps: Mapping[str, Sequence[Mapping]], file: Path, caption: str) -
     figure, axes = plt.subplots(2, 2, figsize=(9.2, 7.6))
     for ax, (name, points) in zip(axes.flat, sweeps.items(), strict=False):
         _scaling_panel(ax, name, points)
-    axes[0, 0].legend(fontsize=8, frameon=False)
-    figure.suptitle(f"Oddity, random smooth decoders; n = 32, d = 4, D = 256, batch 64 where not varied.\n{caption}")
-    figure.tight_layout()
+    for ax in axes.flat[len(sweeps) :]:
+        ax.set_visible(False)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=4, frameon=False, fontsize=9)
+    title = "Oddity on random smooth decoders; n = 32, d = 4, D = 256, batch 64 where not varied"
+    figure.suptitle(f"{title}\n{caption}", fontsize=10)
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
     figure.savefig(file, dpi=150)
     plt.close(figure)
 

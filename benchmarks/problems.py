@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import oddity
+from benchmarks.peers.plain import PlainDecoder
 
 WORK = Path(__file__).parent.parent / "build" / "bench"
 PAIRS = 256
@@ -24,8 +25,17 @@ def problem(d: int, *, quick: bool = False) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         vae, codes = _train(d, quick)
         oddity.save_model(folder / "model", vae, codes=codes)
-        np.savez(folder / "problem.npz", **arrays(vae.decoder), **_pairs(codes, PAIRS))
+        write(folder / "problem.npz", vae.decoder, codes)
     return folder
+
+
+def write(file: Path, decoder: oddity.GaussianDecoder, codes: Tensor) -> None:
+    """Decoder, pairs, and a few values of the decoder for a check by whoever builds it again."""
+    numbers = arrays(decoder) | _pairs(codes, PAIRS)
+    with torch.no_grad():
+        values = torch.cat(decoder(torch.as_tensor(numbers["a"])), -1).numpy()
+    np.testing.assert_allclose(PlainDecoder(numbers)(torch.as_tensor(numbers["a"])).numpy(), values, rtol=1e-4)
+    np.savez(file, **numbers, values=values)
 
 
 def _train(d: int, quick: bool) -> tuple[oddity.VAE, Tensor]:

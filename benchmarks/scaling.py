@@ -44,12 +44,14 @@ def main() -> None:
         args.out.write_text(json.dumps(figures))
 
 
-def timed(size: Size, repeats: int = 3) -> dict[str, float]:
+def timed(size: Size, repeats: int = 5, enough: float = 2.0) -> dict[str, float]:
     """Seconds a curve, a curve and iteration, and a curve and iteration in the block solve alone; the best of some."""
     M, (a, b) = manifold(size.d, size.D), ends(size)
     solver = oddity.ChainSolver(segments=size.n, max_segments=size.n)
     M.geodesic(a[:1], b[:1], solver=solver)
-    runs = [_run(M, a, b, solver) for _ in range(repeats)]
+    runs = [_run(M, a, b, solver)]
+    while len(runs) < repeats and sum(total for total, *_ in runs) < enough:
+        runs.append(_run(M, a, b, solver))
     total, block, iterations = min(runs)
     return {
         "curve": total / size.batch,

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 POINTS = 1025  # on each curve that is handed over; the nodes of 32, 64 or 128 segments are among them
-_CHEAP = 10.0  # seconds; what is faster is repeated
+_CHEAP = 5.0  # seconds; what is faster is repeated
 _REPEATS = 5
 
 

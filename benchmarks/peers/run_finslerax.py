@@ -42,7 +42,9 @@ def decoder(problem: dict[str, np.ndarray]):
 
 def main() -> None:
     d = job.problem["a"].shape[1]
-    metric = PullbackRiemannian(EuclideanSpace(d), decoder(job.problem))
+    f = decoder(job.problem)
+    np.testing.assert_allclose(jax.vmap(f)(job.problem["a"]), job.problem["values"], rtol=1e-3, atol=1e-5)
+    metric = PullbackRiemannian(EuclideanSpace(d), f)
     compiling = {}
 
     def one(a, b):

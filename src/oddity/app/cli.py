@@ -374,18 +374,17 @@ def distances(
     saved = load_model(model)
     vae = saved.vae
     codes = _codes(saved) if data is None else vae.encode(_rows(open_dataset(data, _listed(classes)), vae))
-    console = _console()
     wishes: dict[str, Any] = {"nearest": nearest, "within": within, "sample": sample, "bridge": bridge}
     try:
-        with _bars(console) as progress, joblib.parallel_config(n_jobs=jobs):
+        with _bars(_console()) as progress, joblib.parallel_config(n_jobs=jobs):
             found = pairwise_distances(
                 expected_metric(vae.decoder), codes, method=method.value, **wishes, out=out, progress=progress
             )
     except KeyboardInterrupt:
         raise _Interrupted(f"interrupted: the same command goes on from {out}.part") from None
-    console.print(f"{out}: {found}", soft_wrap=True)
+    _note(f"{out}: {found}")
     for (i, j), why in list(zip(found.failed.tolist(), found.why, strict=True))[:5]:
-        console.print(f"code {i} to code {j} did not converge: {why}", soft_wrap=True)
+        _note(f"code {i} to code {j} did not converge: {why}")
 
 
 @app.command(epilog="Example: oddity info digits.model")

@@ -68,7 +68,7 @@ def _run(M: oddity.Manifold, a: torch.Tensor, b: torch.Tensor, solver: oddity.Ch
     return total, clock.seconds, int(g.iterations.sum()) + len(a)  # one more model than steps
 
 
-def manifold(d: int, D: int, width: int = 64) -> oddity.Manifold:
+def manifold(d: int, D: int, width: int = 128) -> oddity.Manifold:
     """A random dense decoder, mildly bent in every dimension."""
     generator = torch.Generator().manual_seed(0)
     net = nn.Sequential(nn.Linear(d, width), nn.Tanh(), nn.Linear(width, D)).eval().requires_grad_(False)

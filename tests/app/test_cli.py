@@ -218,7 +218,8 @@ def test_interrupted_training_keeps_its_checkpoint_and_resumes(here: Path) -> No
     assert process.returncode == 130
     assert "oddity: interrupted: go on from m.checkpoint with --resume" in said
     assert "Traceback" not in said
-    assert [path.name for path in here.iterdir()] == ["m.checkpoint"]
+    # a signal while an older checkpoint is being cleared away may leave that behind, hidden, until the next one
+    assert [path.name for path in here.iterdir() if not path.name.startswith(".")] == ["m.checkpoint"]
     stopped = run_command(*arguments)
     assert stopped.returncode == 2
     assert "holds a stopped run: go on with --resume" in stopped.stderr

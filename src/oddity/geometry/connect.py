@@ -149,7 +149,7 @@ def _given(M: Manifold, a: Tensor, b: Tensor, shape: torch.Size, curve: Tensor, 
 
 
 _ROUGH = 1e-2  # share of the energy: how well a curve is solved before its grid is known to be fine enough
-_HOPELESS = 1.1  # a start this much longer than its rival on a coarse grid is not pursued
+_MARGIN = 1.6  # a start longer than its rival by more than this share over n is not pursued: finer grids know better
 _GIVEN_UP = "given up for a shorter start"
 _SAME = 0.02  # curves nearer than this share of their extent are in one valley
 
@@ -180,7 +180,7 @@ class _Race:
         """Solve on one grid; return who goes on to the next, and from where."""
         n = chains.shape[1] - 1
         last = 2 * n > self.solver.max_segments
-        rough = self._solve(entrants, chains, _ROUGH)
+        rough = self._solve(entrants, chains, rough=True)
         measured = _measure(self.M, rough.points)
         self.length[entrants] = measured.length
         here = measured.resolved(self.solver.resolution) | ~measured.length.isfinite() | _at_rest(chains) | last
@@ -194,11 +194,10 @@ class _Race:
         on = on | again
         return entrants[on], interpolate_chain(points[on], _times(2 * n, points))
 
-    def _solve(self, entrants: Tensor, chains: Tensor, tolerance: float | None) -> ChainSolution:
-        settings = self.solver
-        exact = settings.tolerance or torch.finfo(chains.dtype).eps ** 0.75
-        goal = exact if tolerance is None else max(exact, tolerance)
-        found = solve_chain(self.M, chains, tolerance=goal, max_iterations=settings.max_iterations)
+    def _solve(self, entrants: Tensor, chains: Tensor, *, rough: bool) -> ChainSolution:
+        final = self.solver.tolerance or torch.finfo(chains.dtype).eps ** 0.75
+        goal, steps = max(final, _ROUGH) if rough else final, self.solver.max_iterations
+        found = solve_chain(self.M, chains, tolerance=goal, max_iterations=steps, exact=not rough)
         self.iterations[entrants] += found.iterations
         return found
 
@@ -206,7 +205,7 @@ class _Race:
         """Solve to the end, measure, and note the result."""
         if len(entrants) == 0:
             return
-        found = self._solve(entrants, chains, None)
+        found = self._solve(entrants, chains, rough=False)
         measured = _measure(self.M, found.points)
         still = _at_rest(chains)  # of length zero exactly, whatever the metric's rounding
         self.length[entrants] = torch.where(still, 0.0, measured.length)
@@ -232,8 +231,9 @@ class _Race:
         if self.count == 1:
             return on
         B = len(self.length) // self.count
+        n = points.shape[1] - 1
         best = self.length.nan_to_num(torch.inf).reshape(self.count, B).amin(0)
-        on &= ~(self.length[entrants] > _HOPELESS * best[entrants % B])
+        on &= ~(self.length[entrants] > (1 + _MARGIN / n) * best[entrants % B])
         place = torch.full_like(self.iterations, -1)
         place[entrants] = torch.arange(len(entrants), device=entrants.device)
         extent = (points.amax(1) - points.amin(1)).amax(-1)  # (b,)

@@ -149,7 +149,12 @@ class ChainSolution(NamedTuple):
 
 
 def solve_chain(
-    problem: ChainProblem, start: Tensor, *, tolerance: float | None = None, max_iterations: int = 200
+    problem: ChainProblem,
+    start: Tensor,
+    *,
+    tolerance: float | None = None,
+    max_iterations: int = 200,
+    exact: bool = False,
 ) -> ChainSolution:
     """Minimise the energy of each chain: damped Gauss-Newton first, Newton's method to finish.
 
@@ -168,6 +173,8 @@ def solve_chain(
         Default ``eps ** 0.75`` of the dtype: 6e-6 in float32, 2e-12 in float64.
     max_iterations
         Steps tried for each chain, rejected ones included.
+    exact
+        Whether to begin with the exact Hessian, for a start that is nearly solved.
 
     Returns
     -------
@@ -175,7 +182,6 @@ def solve_chain(
         With a sentence for each chain that is not stationary. No exception is raised for a single chain.
     """
     tol = torch.finfo(start.dtype).eps ** 0.75 if tolerance is None else tolerance
-    newton = max(_NEWTON_BELOW, tol)
     B, n = len(start), start.shape[1] - 1
     c = start.clone()
     energy, decrement = start.new_zeros(B), start.new_zeros(B)
@@ -186,14 +192,14 @@ def solve_chain(
     if B == 0:
         return ChainSolution(c, energy, decrement, iterations, status == _STATIONARY, [])
     live = torch.arange(B, device=start.device)
-    x, damping, exact = c.clone(), start.new_zeros(B), torch.zeros(B, dtype=torch.bool, device=start.device)
-    model = problem.chain_model(x)
+    x, damping, newton = c.clone(), start.new_zeros(B), torch.full((B,), exact, device=start.device)
+    model = problem.chain_model(x, exact=exact)
     energy = model.energy.clone()
     status[~_finite(model)] = _NOT_FINITE
     for iteration in range(max_iterations + 1):
         going = status[live] == _RUNNING
         if not bool(going.all()):
-            live, x, damping, exact, model = live[going], x[going], damping[going], exact[going], model.at(going)
+            live, x, damping, newton, model = live[going], x[going], damping[going], newton[going], model.at(going)
         if len(live) == 0:
             break
         step, promised, definite = _damped_step(model, damping, n)
@@ -204,10 +210,10 @@ def solve_chain(
         status[live[small]] = _STATIONARY
         if iteration == max_iterations or bool(small.all()):
             continue
-        exact = exact | (definite & (promised <= newton * model.energy))
+        newton = newton | (definite & (promised <= max(_NEWTON_BELOW, tol) * model.energy))
         trial = x.clone()
         trial[:, 1:-1] += torch.where((definite & ~small)[:, None, None], step, 0.0)
-        trial_model = _evaluate(problem, trial, exact)
+        trial_model = _evaluate(problem, trial, newton)
         gain = (model.energy - trial_model.energy) / promised
         better = definite & ~small & (gain > 1e-4) & _finite(trial_model)
         x, model = torch.where(better[:, None, None], trial, x), trial_model.where(better, model)

@@ -18,9 +18,32 @@ from typing import TYPE_CHECKING, Any
 
 from oddity._version import __version__
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what type checkers and editors see; at run time the same names come on first use
     from oddity import testing as testing
     from oddity.app import datasets as datasets
+    from oddity.geometry.connect import ChainSolver as ChainSolver
+    from oddity.geometry.curve import Geodesic as Geodesic
+    from oddity.geometry.distances import Distances as Distances
+    from oddity.geometry.distances import pairwise_distances as pairwise_distances
+    from oddity.geometry.manifold import Manifold as Manifold
+    from oddity.geometry.maps import Trajectory as Trajectory
+    from oddity.geometry.pullback import Pullback as Pullback
+    from oddity.geometry.pullback import expected_metric as expected_metric
+    from oddity.geometry.roadmap import Roadmap as Roadmap
+    from oddity.geometry.spaces import Conformal as Conformal
+    from oddity.geometry.spaces import Euclidean as Euclidean
+    from oddity.geometry.spaces import Hyperbolic as Hyperbolic
+    from oddity.geometry.spaces import Sphere as Sphere
+    from oddity.geometry.spaces import TensorField as TensorField
+    from oddity.models.rbf import RBFPrecision as RBFPrecision
+    from oddity.models.storage import SavedModel as SavedModel
+    from oddity.models.storage import load_model as load_model
+    from oddity.models.storage import save_model as save_model
+    from oddity.models.training import fit_sigma_network as fit_sigma_network
+    from oddity.models.training import fit_vae as fit_vae
+    from oddity.models.vae import VAE as VAE
+    from oddity.models.vae import GaussianDecoder as GaussianDecoder
+    from oddity.models.vae import SigmaNetwork as SigmaNetwork
 
 _HOME = {
     name: home
@@ -41,10 +64,9 @@ _HOME = {
     for name in names
 }
 
-__all__ = [*sorted(_HOME), "__version__", "datasets"]
+_MODULES = {"datasets": "oddity.app.datasets", "testing": "oddity.testing"}
 
-
-_MODULES = {"datasets": "oddity.app.datasets"}
+__all__ = [*sorted(_HOME), "__version__", *sorted(_MODULES)]
 
 
 def __getattr__(name: str) -> Any:

@@ -83,7 +83,7 @@ def _batch_is_rows(M: Manifold, z: Tensor) -> None:
     _close(M.push(z, v), torch.stack([M.push(z[i], v[i]) for i in range(len(z))]))
     _close(M.frame(z), torch.stack([M.frame(z[i : i + 1])[0] for i in range(len(z))]))
     _close(M.length(c), torch.stack([M.length(c[i]) for i in range(len(z))]))
-    _close(M.push(z[:, None], v), torch.stack([M.push(z[i].expand_as(v), v) for i in range(len(z))]))
+    _close(M.norm(z[:, None], v), torch.stack([M.norm(z[i], v) for i in range(len(z))]))
 
 
 def _shapes_are_kept(M: Manifold, z: Tensor) -> None:

@@ -62,7 +62,10 @@ class Manifold(abc.ABC):
 
     @abc.abstractmethod
     def push(self, z: Tensor, v: Tensor) -> Tensor:
-        """Linear square root of the metric: ``(*, d), (*, d) -> (*, m)``, linear in v."""
+        """Linear square root of the metric: ``(*, d), (*, d) -> (*, m)``, linear in v.
+
+        The library calls it with z and v of one shape; the methods built on it broadcast.
+        """
 
     # -- may be overridden for speed, never for meaning ----------------------------------------------------------
 
@@ -186,13 +189,14 @@ class Manifold(abc.ABC):
     def inner(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Inner product <u, v> at z: ``(*, d)`` three times ``-> (*,)``."""
         self._admit_all(z=z, u=u, v=v)
+        z, u, v = torch.broadcast_tensors(z, u, v)
         return (self.push(z, u) * self.push(z, v)).sum(-1)
 
     @final
     def norm(self, z: Tensor, v: Tensor) -> Tensor:
         """Riemannian norm of v at z: ``(*, d), (*, d) -> (*,)``."""
         self._admit_all(z=z, v=v)
-        norm: Tensor = torch.linalg.vector_norm(self.push(z, v), dim=-1)
+        norm: Tensor = torch.linalg.vector_norm(self.push(*torch.broadcast_tensors(z, v)), dim=-1)
         return norm
 
     @final

@@ -88,8 +88,8 @@ def main() -> None:
     begin = time.perf_counter()
     args.deadline = begin + args.limit
     dims = [2] if args.quick else args.dims
-    if not args.quick and not args.only:
-        shutil.rmtree(WORK / "curves", ignore_errors=True)
+    if not args.only:
+        shutil.rmtree(curves(args), ignore_errors=True)
     problems = {d: problem(d, quick=args.quick) for d in dims}
     for part in PARTS:
         if args.only is None or part in args.only:

@@ -309,6 +309,7 @@ BAD = {
     "figure's ending": (None, "map m -o map.docx", "let its name end in .png"),
     "codes' ending": (None, "encode m digits -o z.txt", "let its name end in .npy"),
     "file for a folder": (lambda: Path("f").write_text(""), "map m -o f/map.png", "f is not a folder"),
+    "no name": (None, "train digits -o .", "--out . has no name of its own"),
     "foreign folder": (
         lambda: (Path("f").mkdir(), Path("f/thesis.tex").write_text("")),
         "train digits -o f --force",
@@ -349,7 +350,7 @@ def test_a_full_disk_is_a_sentence_and_the_old_file_survives(
 
     monkeypatch.setattr(np, "save", full)
     assert main(["encode", str(model), "digits", "-o", "z.npy"]) == 2
-    assert capsys.readouterr().err == "oddity: No space left on device: z.npy\n"
+    assert capsys.readouterr().err.startswith("oddity: No space left on device: z.npy; make room")
     assert Path("z.npy").read_text() == "old"
     assert len(list(here.iterdir())) == 1
 

@@ -16,10 +16,18 @@ def test_a_failure_leaves_the_old_file_and_no_part(tmp_path: Path) -> None:
             part.write_text("ne")
             raise OSError("no space left on device")
 
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(OSError, match="no space left on device"):
         write_half()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_disk_that_does_not_say_where_is_given_the_name(tmp_path: Path) -> None:
+    for error in (OSError(28, "No space left on device"), OSError("80 requested and 0 written")):
+        with pytest.raises(OSError, match=r"a\.npy") as caught, replacing(tmp_path / "a.npy"):
+            raise error
+        assert caught.value.strerror
+        assert caught.value.filename == str(tmp_path / "a.npy")
 
 
 def test_a_success_replaces_the_old_file(tmp_path: Path) -> None:

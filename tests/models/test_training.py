@@ -174,6 +174,10 @@ class TestSigmaNetwork:
             fit_sigma_network(vae, noise, precision="64-true")
         with pytest.raises(ValueError, match="epochs=0"):
             fit_sigma_network(vae, noise, epochs=0)
+        with pytest.raises(ValueError, match="min_std=-1"):
+            fit_sigma_network(vae, noise, min_std=-1)
+        with pytest.raises(ValueError, match="hidden="):
+            fit_sigma_network(vae, noise, hidden=(8, 0))
 
 
 class TestMisuse:
@@ -202,6 +206,9 @@ class TestMisuse:
         [
             ({"latent_dim": 6}, "latent_dim=6 exceeds the 5 columns"),
             ({"latent_dim": 0}, "latent_dim=0"),
+            ({"latent_dim": 2.0}, "latent_dim=2.0: it must be a whole number"),
+            ({"epochs": "3"}, "epochs='3'"),
+            ({"hidden": (8, 0)}, "hidden="),
             ({"epochs": 0}, "epochs=0"),
             ({"variance_epochs": -1}, "variance_epochs=-1"),
             ({"batch_size": 0}, "batch_size=0"),

@@ -4,6 +4,7 @@ PyTorch and Matplotlib take seconds to import, so every command imports what it 
 immediate. A user's mistake ends in one sentence and exit status 2; a mistake of ours in a traceback.
 """
 
+import errno
 import os
 import shutil
 import sys
@@ -120,13 +121,14 @@ def demo(
     """
     from oddity.app import report
     from oddity.app.datasets import open_dataset
-    from oddity.models.storage import load_model, save_model
+    from oddity.models.storage import MODEL_FILE, check_replaceable, load_model, save_model
     from oddity.models.training import fit_sigma_network, fit_vae
 
     clock, console = report.Clock(), _console()
-    out.mkdir(parents=True, exist_ok=True)
+    check_replaceable(out / "model", MODEL_FILE)
     with clock("data"):
         data = open_dataset("mnist5k", classes=[0, 1, 2])
+    out.mkdir(parents=True, exist_ok=True)
     with _progress(console) as progress:
         with clock("training"):
             vae = fit_vae(data.X, latent_dim=2, epochs=epochs, seed=seed, progress=progress)
@@ -217,6 +219,8 @@ def train(
     from oddity.models.storage import save_model
     from oddity.models.training import fit_vae
 
+    if not out.name:
+        raise ValueError(f"--out {out} has no name of its own: name a folder, such as digits.model")
     checkpoint = out.with_name(out.name + ".checkpoint")
     _check_target(out, checkpoint, resume, force)
     rows = open_dataset(data, _listed(classes))
@@ -447,7 +451,8 @@ def _place(saved: "SavedModel", option: str, text: str) -> "tuple[str, Tensor]":
         raise ValueError(f"{option} {text} is neither an index nor coordinates such as 0.3,-1.2") from None
     point = torch.tensor(numbers, dtype=next(saved.vae.parameters()).dtype)
     if len(point) != saved.vae.latent_dim or not bool(point.isfinite().all()):
-        raise ValueError(f"{option} {text} is no place in {saved.vae.latent_dim} dimensions: give as many numbers")
+        d = saved.vae.latent_dim
+        raise ValueError(f"{option} {text} is no place in {d} dimensions: give as many finite numbers")
     return f"({', '.join(f'{number:g}' for number in numbers)})", point
 
 
@@ -652,7 +657,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = command.main(arguments, prog_name="oddity", standalone_mode=False)
     except _UsageError as error:
-        return _say(error.format_message(), 2)
+        return _say(error.format_message(), 2) if error.format_message() else 2  # no command: help was shown
     except (typer.Abort, KeyboardInterrupt):
         status = 130
     except _Interrupted as interrupted:
@@ -673,10 +678,12 @@ def _say(sentence: str, status: int) -> int:
 
 
 def _sentence(error: OSError) -> str:
-    """Say what the system said, without its number."""
+    """Say what the system said, without its number, and what helps against a full disk."""
     if error.strerror is None:
         return str(error)
-    return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    where = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return f"{where}; make room and run it again, what stood there before is intact" if full else where
 
 
 def _on_purpose(error: BaseException) -> bool:

@@ -1,5 +1,6 @@
 """Outputs are written beside their place and renamed into it: a reader never meets half a file."""
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     ----------
     path
         Where the finished file shall stand.
+
+    Raises
+    ------
+    OSError
+        If the disk fails, naming ``path``: what stood there before is then untouched.
 
     Examples
     --------
@@ -30,6 +36,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield part
         part.replace(path)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # A write that fails does not say where; NumPy's does not even say why.
+        reason = error.strerror or f"cannot write all of it ({error})"
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
 

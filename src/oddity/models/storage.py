@@ -121,8 +121,10 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
     folder = Path(path)
     about, tensors = read_folder(folder, MODEL_FILE, remedy="save the model again")
     vae = _rebuild(folder, about, tensors.get("weights", {}))
-    codes = tensors.get("codes", {})
-    return SavedModel(vae, codes.get("codes"), codes.get("labels"), about.get("info", {}))
+    codes, info = tensors.get("codes", {}), about.get("info", {})
+    if not isinstance(info, dict):
+        raise ValueError(f"{str(folder / MODEL_FILE)!r} is damaged (its info is no object): save the model again")
+    return SavedModel(vae, codes.get("codes"), codes.get("labels"), info)
 
 
 def write_folder(
@@ -144,10 +146,12 @@ def write_folder(
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
         fresh.rename(folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(fresh, ignore_errors=True)
         if aside.exists() and not folder.exists():
             aside.rename(folder)
+        if isinstance(error, OSError) and error.filename is None:  # a write that fails does not say where
+            raise OSError(error.errno, error.strerror, str(folder)) from error
         raise
     shutil.rmtree(aside, ignore_errors=True)
 
@@ -231,7 +235,7 @@ def _fill(folder: Path, name: str, about: Mapping[str, Any], tensors: Mapping[st
         text = json.dumps({"format": FORMAT, **about, "files": files}, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"info must be made of JSON's own types: {error}") from error
-    (folder / name).write_text(text + "\n", encoding="utf-8")
+    _write_bytes(folder / name, (text + "\n").encode())
 
 
 def _write_bytes(file: Path, data: bytes) -> None:

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -231,13 +232,16 @@ def fit_sigma_network(
         raise ValueError(f"X has {rows.shape[1]} columns, the model {vae.data_dim}: pass the data it was fitted on")
     schedule = _Schedule(epochs, batch_size, lr, weight_decay, seed)
     schedule.check()
+    layers = tuple(vae.encoder.hidden[::-1] if hidden is None else hidden)
+    _check_layers(layers)
+    if not 0 < min_std < math.inf:
+        raise ValueError(f"min_std={min_std}: it must be positive and finite")
     if next(vae.parameters()).dtype != rows.dtype:
         raise ValueError(
             f"the model is {next(vae.parameters()).dtype}, precision={precision!r} means {rows.dtype}: "
             "pass the precision that the model was fitted with"
         )
     run = _Run(_launch(accelerator, devices, strategy, precision, len(rows)), rows, progress)
-    layers = tuple(vae.encoder.hidden[::-1] if hidden is None else hidden)
     plan = Architecture(vae.data_dim, vae.latent_dim, scale="network", scale_hidden=layers, min_std=min_std)
     scale = plan.build(seed).decoder.scale
     trained = _with_scale(vae, scale)
@@ -267,8 +271,9 @@ class _Schedule:
 
     def _at_least_one(self, *names: str) -> None:
         for name in names:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"{name}={value!r}: it must be a whole number, and at least 1")
 
     def _positive(self, *names: str) -> None:
         for name in names:
@@ -298,8 +303,9 @@ class _Settings(_Schedule):
         super().check()
         self._at_least_one("latent_dim", "variance_epochs", "n_centres", "n_draws")
         self._positive("a", "zeta", "min_std")
-        if not self.hidden or min(self.hidden) < 1:
+        if not self.hidden:
             raise ValueError(f"hidden={self.hidden}: name at least one layer, each of at least one unit")
+        _check_layers(self.hidden)
         if self.output not in ("identity", "sigmoid", "tanh"):
             raise ValueError(f"output={self.output!r}: choose 'auto', 'identity', 'sigmoid' or 'tanh'")
 
@@ -593,6 +599,11 @@ def _pick_output(rows: Tensor) -> Output:
     if low >= 0 and high <= 1:
         return "sigmoid"
     return "tanh" if low >= -1 and high <= 1 else "identity"
+
+
+def _check_layers(hidden: tuple[int, ...]) -> None:
+    if any(not isinstance(units, Integral) or units < 1 for units in hidden):
+        raise ValueError(f"hidden={hidden}: name whole numbers, at least one unit in each layer")
 
 
 def _with_scale(vae: VAE, scale: nn.Module) -> VAE:

@@ -154,6 +154,48 @@ def test_the_shorter_start_wins_and_the_line_stays_in_the_race() -> None:
     torch.testing.assert_close(g.length, Sphere(2).dist(a, b), rtol=1e-6, atol=0)
 
 
+def ridge(y: Tensor) -> Tensor:
+    return 1 + 0.5 * torch.exp(-((y / 0.01) ** 2))
+
+
+def test_a_rival_nearby_in_the_chart_but_shorter_is_not_given_up() -> None:
+    """On the crest of a thin ridge the line is stationary; a path beside it is shorter by a third."""
+    M = Conformal(lambda z: ridge(z[..., 1]))
+    x = torch.linspace(-1, 1, 40, dtype=torch.float64)
+    codes = torch.stack([x, torch.full_like(x, 0.035)], -1)
+    a, b = torch.tensor([[-1.0, 0.0]], dtype=torch.float64), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    g = M.geodesic(a, b, init=Roadmap(M, codes, k=2))
+    assert g.start == ["roadmap"]
+    assert float(g.length) < 2.1
+
+
+def test_a_thin_wall_that_a_coarse_line_steps_over_is_no_reproach() -> None:
+    M = Conformal(lambda z: 1 + 10 * torch.exp(-(((z[..., 0] - 0.03) / 0.008) ** 2)))
+    ends = torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+    g = M.geodesic(ends[0], ends[1])
+    assert g.converged, g.why
+    assert float(g.length) == pytest.approx(2 + 10 * 0.008 * torch.pi**0.5, rel=1e-4)
+
+
+def test_a_bad_start_is_refused_whatever_its_companions() -> None:
+    a, b = torch.zeros(2, 2), torch.tensor([[1.0, 0.0], [1e4, 0.0]])
+    start = torch.linspace(0, 1, 9)[:, None] * b[:, None]
+    start[0] += 0.5
+    with pytest.raises(ValueError, match="does not join the ends"):
+        Pullback(embedded_sphere).geodesic(a, b, init=start)
+
+
+def test_a_roadmap_of_another_kind_is_refused() -> None:
+    z = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    M = Pullback(embedded_sphere)
+    with pytest.raises(ValueError, match="a roadmap in 3 dimensions, but the ends have 2"):
+        M.geodesic(torch.zeros(2), torch.ones(2), init=Roadmap(Euclidean(), z))
+    with pytest.raises(ValueError, match=r"a roadmap of torch.float64 on cpu, the ends are torch.float32"):
+        M.geodesic(torch.zeros(2), torch.ones(2), init=Roadmap(Euclidean(), z[:, :2].double()))
+    with pytest.raises(ValueError, match="init is a str"):
+        Sphere(2).geodesic(torch.zeros(2), torch.ones(2), init="nonsense")  # type: ignore[arg-type]
+
+
 def test_a_curve_may_be_the_start() -> None:
     M = Pullback(embedded_sphere)
     a, b = pairs(3, 0.3)
@@ -288,7 +330,7 @@ def test_more_misuse() -> None:
         M.geodesic(z.double(), z.double())
     with pytest.raises(ValueError, match="bring them together"):
         Sphere(2).geodesic(z, z.double())
-    with pytest.raises(ValueError, match=r"give floating-point coordinates"):
+    with pytest.raises(ValueError, match=r"give float32 or float64 coordinates"):
         M.metric(torch.zeros(2, dtype=torch.long))
     with pytest.raises(ValueError, match=r"points of Sphere\(2\) have 2 coordinates"):
         Sphere(2).metric(torch.zeros(3))

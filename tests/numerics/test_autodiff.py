@@ -87,7 +87,7 @@ def test_curvature_is_the_hessian(wrapped: bool) -> None:
     torch.testing.assert_close(f.curvature(z, w), expected)
 
 
-SMOOTH = [nn.Tanh(), nn.Sigmoid(), nn.Softplus(beta=2.0), nn.SiLU(), nn.Identity()]
+SMOOTH = [nn.Tanh(), nn.Sigmoid(), nn.Softplus(beta=2.0), nn.Identity()]
 
 
 @pytest.mark.parametrize("activation", SMOOTH, ids=str)
@@ -105,6 +105,42 @@ def test_dense_networks_have_a_closed_form_equal_to_autodiff(activation: nn.Modu
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(closed.curvature(z, w), automatic.curvature(z, w))
     torch.testing.assert_close(closed.push(z, z), automatic.push(z, z))
+
+
+def test_two_activations_in_a_row_keep_their_own_frames() -> None:
+    dense = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Sigmoid(), nn.Linear(6, 5), nn.Softplus(), nn.Tanh())
+    dense = dense.double().eval()
+    z, w = some_points(), torch.ones(4, 5, dtype=torch.float64)
+    with torch.no_grad():
+        closed = Differential(dense).curvature(z, w)
+    torch.testing.assert_close(closed, Differential(dense, mode="jvp").curvature(z, w))
+
+
+class Skipping(nn.Sequential):
+    """Looks dense, and is not."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z + super().forward(z)
+
+
+def test_a_network_that_only_looks_dense_is_differentiated_automatically() -> None:
+    skipping = Skipping(nn.Linear(3, 3), nn.Tanh()).double().eval()
+    hooked = nn.Sequential(nn.Linear(3, 3), nn.Tanh()).double().eval()
+    hooked[0].register_forward_hook(lambda _module, _args, out: 2 * out)
+    for f in map(Differential, (skipping, hooked)):
+        f.check(some_points())
+        with torch.no_grad():
+            torch.testing.assert_close(
+                f.frame(some_points()), finite_differences(f, some_points()), rtol=1e-6, atol=1e-8
+            )
+        assert f.mode != "closed form"
+
+
+def test_a_wrong_closed_form_is_found_out() -> None:
+    right = Differential(net())._expansion
+    f = Differential(lambda z: 2 * net()(z), expansion=right)
+    with pytest.raises(ValueError, match=r"closed-form expansion of .* disagrees with it"):
+        f.check(some_points())
 
 
 def test_rough_activations_have_no_closed_form() -> None:

@@ -40,7 +40,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         if error.filename is not None:
             raise
         # A write that fails does not say where; NumPy's does not even say why.
-        reason = error.strerror or f"cannot write all of it ({error})"
+        reason = error.strerror or f"cannot write all of it, is the disk full? ({error})"
         raise OSError(error.errno or errno.EIO, reason, str(path)) from error
     finally:
         part.unlink(missing_ok=True)

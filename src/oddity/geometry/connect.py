@@ -36,7 +36,7 @@ class ChainSolver:
         A chain is stationary when the next step promises less than this share of its energy; default
         ``eps ** 0.75`` of the dtype.
     max_iterations
-        Steps tried for each chain on each grid.
+        Steps tried for each chain on each grid, and as many again to finish it.
 
     Raises
     ------
@@ -67,14 +67,13 @@ class ChainSolver:
 def connect(M: Manifold, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSolver | None = None) -> Geodesic:
     """Numerical geodesics between a and b; see :meth:`oddity.Manifold.geodesic`."""
     solver = solver or ChainSolver()
-    a, b = admit_pair(M, a, b)
+    a, b = admit_pair(M, a, b, init)
     shape, d = a.shape[:-1], a.shape[-1]
     with torch.no_grad():
         a, b = a.detach().reshape(-1, d), b.detach().reshape(-1, d)
         names, starts = _starts(M, a, b, shape, init, solver.segments)
         race = _Race(M, starts.flatten(0, 1), len(names), solver)
-        straight = _measure(M, _line(a, b, 2 * solver.segments)).length
-        converged, why = race.verdict(straight)
+        converged, why = race.verdict(a, b)
         pick = race.winners(converged)  # (B,)
         points = race.points(pick)
     return Geodesic(
@@ -90,8 +89,10 @@ def connect(M: Manifold, a: Tensor, b: Tensor, *, init: Init = None, solver: Cha
     )
 
 
-def admit_pair(M: Manifold, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Check two ends at the public door and bring them to their common shape."""
+def admit_pair(M: Manifold, a: Tensor, b: Tensor, init: Init = None) -> tuple[Tensor, Tensor]:
+    """Check two ends, and the kind of start, at the public door; bring the ends to their common shape."""
+    if not isinstance(init, Tensor | Roadmap | None):
+        raise ValueError(f"init is a {type(init).__name__}; give None, a curve (*, n+1, d) or a Roadmap")
     M.admit(a, "a")
     M.admit(b, "b")
     if a.dtype != b.dtype or a.device != b.device:
@@ -118,9 +119,16 @@ def _starts(M: Manifold, a: Tensor, b: Tensor, shape: torch.Size, init: Init, n:
         return ["line"], _line(a, b, n)[None]
     if isinstance(init, Tensor):
         return ["curve"], _given(M, a, b, shape, init, n)[None]
-    if not isinstance(init, Roadmap):
-        raise ValueError(f"init is a {type(init).__name__}; give None, a curve (*, n+1, d) or a Roadmap")
+    _admit_roadmap(init, a)
     return ["line", "roadmap"], torch.stack([_line(a, b, n), init.paths(a, b, n)])
+
+
+def _admit_roadmap(init: Roadmap, a: Tensor) -> None:
+    codes = init.codes
+    if codes.shape[-1] != a.shape[-1]:
+        raise ValueError(f"init is a roadmap in {codes.shape[-1]} dimensions, but the ends have {a.shape[-1]}")
+    if codes.dtype != a.dtype or codes.device != a.device:
+        raise ValueError(f"init is a roadmap of {codes.dtype} on {codes.device}, the ends are {a.dtype} on {a.device}")
 
 
 def _given(M: Manifold, a: Tensor, b: Tensor, shape: torch.Size, curve: Tensor, n: int) -> Tensor:
@@ -139,9 +147,9 @@ def _given(M: Manifold, a: Tensor, b: Tensor, shape: torch.Size, curve: Tensor, 
         raise ValueError(
             f"init has shape {tuple(curve.shape)}, but the batch of end points is {tuple(shape)}"
         ) from None
-    scale = torch.linalg.vector_norm(curve, dim=-1).amax() if curve.numel() else 0.0
-    gap = torch.maximum((curve[:, 0] - a).abs().amax(-1), (curve[:, -1] - b).abs().amax(-1)) if len(a) else a[:, 0]
-    if bool((gap > 1e-3 * scale).any()):
+    extent = (curve.amax(1) - curve.amin(1)).amax(-1) + (b - a).abs().amax(-1)  # (B,)
+    gap = torch.maximum((curve[:, 0] - a).abs().amax(-1), (curve[:, -1] - b).abs().amax(-1))  # (B,)
+    if bool((gap > 1e-3 * extent).any()):
         raise ValueError(f"init does not join the ends: it misses by {float(gap.max()):.3g}")
     chain = interpolate_chain(curve, _times(n, a))
     chain[:, 0], chain[:, -1] = a, b
@@ -172,9 +180,20 @@ class _Race:
         self.iterations = torch.zeros(total, dtype=torch.long, device=starts.device)
         self.why = [_GIVEN_UP] * total
         self.grids: list[tuple[Tensor, Tensor]] = []  # which curves ended on a grid, and their points there
-        entrants, chains = torch.arange(total, device=starts.device), starts
+        self.segments = torch.zeros_like(self.iterations)  # of the grid on which a curve ended; 0 if given up
+        self.pruning = count > 1
+        self._run(torch.arange(total, device=starts.device), starts)
+        self.pruning = False
+        self._run(abandoned := self._abandoned(), starts[abandoned])
+
+    def _run(self, entrants: Tensor, chains: Tensor) -> None:
         while len(entrants):
             entrants, chains = self._grid(entrants, chains)
+
+    def _abandoned(self) -> Tensor:
+        """Starts that were given up for one that then did not converge: they get their turn after all."""
+        done = (self.stationary & self.resolved).reshape(self.count, -1).any(0).repeat(self.count)
+        return ((self.segments == 0) & ~done).nonzero()[:, 0]
 
     def _grid(self, entrants: Tensor, chains: Tensor) -> tuple[Tensor, Tensor]:
         """Solve on one grid; return who goes on to the next, and from where."""
@@ -183,8 +202,9 @@ class _Race:
         rough = self._solve(entrants, chains, rough=True)
         measured = _measure(self.M, rough.points)
         self.length[entrants] = measured.length
+        alive = self._worth_pursuing(entrants, rough.points)
         here = measured.resolved(self.solver.resolution) | ~measured.length.isfinite() | _at_rest(chains) | last
-        on = self._worth_pursuing(entrants, rough.points) & ~here
+        here, on = here & alive, ~here & alive
         self._finish(entrants[here], rough.points[here])
         again = ~self.resolved[entrants] & here & self.length[entrants].isfinite() & (not last)
         points = rough.points
@@ -213,6 +233,7 @@ class _Race:
         self.speed[entrants] = torch.where(still, 0.0, measured.speed)
         self.decrement[entrants] = torch.where(still, 0.0, found.decrement)
         self.stationary[entrants] = found.stationary | still
+        self.segments[entrants] = chains.shape[1] - 1
         self.resolved[entrants] = measured.resolved(self.solver.resolution) | still
         for i, rests, why in zip(entrants.tolist(), still.tolist(), found.why, strict=True):
             self.why[i] = "" if rests else why
@@ -226,47 +247,64 @@ class _Race:
         return points[back]
 
     def _worth_pursuing(self, entrants: Tensor, points: Tensor) -> Tensor:
-        """Not the start whose rival is far shorter, nor the later one of two in the same valley."""
+        """Not the start whose rival is far shorter, nor the longer one of two in the same valley.
+
+        The shortest curve of a pair is never given up, so one of them always arrives.
+        """
         on = torch.ones(len(entrants), dtype=torch.bool, device=entrants.device)
-        if self.count == 1:
+        if not self.pruning:
             return on
         B = len(self.length) // self.count
         n = points.shape[1] - 1
         best = self.length.nan_to_num(torch.inf).reshape(self.count, B).amin(0)
-        on &= ~(self.length[entrants] > (1 + _MARGIN / n) * best[entrants % B])
+        length = self.length[entrants]
+        on &= ~(length > (1 + max(_MARGIN / n, 2 * _ROUGH)) * best[entrants % B])
         place = torch.full_like(self.iterations, -1)
         place[entrants] = torch.arange(len(entrants), device=entrants.device)
         extent = (points.amax(1) - points.amin(1)).amax(-1)  # (b,)
-        for earlier in range(self.count - 1):
-            rival = place[entrants % B + earlier * B]
+        for other in range(self.count):
+            rival = place[entrants % B + other * B]
             gap = (points - points[rival.clamp(min=0)]).abs().amax((-2, -1))
-            on &= ~((rival >= 0) & (entrants >= (earlier + 1) * B) & (gap <= _SAME * extent))
+            theirs, earlier = length[rival.clamp(min=0)], entrants >= (other + 1) * B
+            behind = (length > theirs) | ((length == theirs) & earlier)
+            on &= ~((rival >= 0) & behind & (gap <= _SAME * extent))
         return on
 
-    def verdict(self, straight: Tensor) -> tuple[Tensor, list[str]]:
+    def verdict(self, a: Tensor, b: Tensor) -> tuple[Tensor, list[str]]:
         """Whether each curve converged, and if not, why."""
-        line = straight.repeat(self.count)
-        slack = self.error + 8 * torch.finfo(line.dtype).eps ** 0.5 * line
-        longer = ~(self.length <= line + slack)  # true for NaN as well
+        line = _measure(self.M, _line(a, b, 2 * self.solver.segments)).length
+        seems = self._longer(line.repeat(self.count)).reshape(self.count, -1).any(0)
+        if bool(seems.any()):  # a coarse line may have stepped over something: look again before a judgement
+            line[seems] = _measure(self.M, _line(a[seems], b[seems], self.solver.max_segments)).length
+        line = line.repeat(self.count)
+        longer = self._longer(line)
         why = list(self.why)
         for i in (self.stationary & (~self.resolved | longer)).nonzero().flatten().tolist():
-            if not self.resolved[i]:
-                why[i] = f"{self.solver.max_segments} segments do not resolve the curve: raise max_segments"
+            if not self.length[i].isfinite():
+                why[i] = "the length of the curve is not finite"
+            elif not self.resolved[i]:
+                why[i] = f"{int(self.segments[i])} segments do not resolve the curve: raise max_segments"
             else:
                 why[i] = f"longer than the straight line: {float(self.length[i]):.6g} against {float(line[i]):.6g}"
         return self.stationary & self.resolved & ~longer, why
 
+    def _longer(self, line: Tensor) -> Tensor:
+        """Whether a finished curve exceeds its straight line by more than its error and rounding; true for NaN."""
+        slack = self.error + 8 * torch.finfo(line.dtype).eps ** 0.5 * line
+        longer: Tensor = (self.segments > 0) & ~(self.length <= line + slack)
+        return longer
+
     def winners(self, converged: Tensor) -> Tensor:
         """For each pair the shortest curve that converged, or the shortest where none did: ``(B,)``."""
         B = len(self.length) // self.count
-        finished = torch.tensor([why != _GIVEN_UP for why in self.why], dtype=torch.bool, device=converged.device)
-        rank = torch.where(finished, self.length.nan_to_num(torch.finfo(self.length.dtype).max), torch.inf)
+        rank = torch.where(self.segments > 0, self.length.nan_to_num(torch.finfo(self.length.dtype).max), torch.inf)
         rank, done = rank.reshape(self.count, B), converged.reshape(self.count, B)
         best = torch.where(done.any(0), torch.where(done, rank, torch.inf).argmin(0), rank.argmin(0))
         return best * B + torch.arange(B, device=best.device)
 
     def points(self, pick: Tensor) -> Tensor:
         """The picked curves, on the finest grid among them."""
+        assert bool((self.segments[pick] > 0).all()), "a winner that never arrived"
         on = [torch.isin(pick, ended) for ended, _ in self.grids]
         n = max((c.shape[1] - 1 for (_, c), used in zip(self.grids, on, strict=True) if bool(used.any())), default=0)
         if n == 0:

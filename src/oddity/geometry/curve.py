@@ -21,13 +21,15 @@ class Geodesic:
     Attributes
     ----------
     points : Tensor
-        ``(*, n+1, d)``, nodes at equal steps of Riemannian length: t = 0, 1/n, ..., 1.
+        ``(*, n+1, d)``, nodes at equal steps of Riemannian length: t = 0, 1/n, ..., 1. A batch shares the finest grid
+        that one of its curves needed.
     length : Tensor
         ``(*,)``, measured on a grid finer than the one that was solved.
     length_error : Tensor
         ``(*,)``, an estimate of the error of ``length`` as the length of the true geodesic in this valley.
     converged : Tensor
-        ``(*,)`` bool: stationary, resolved by its grid, and no longer than the straight line.
+        ``(*,)`` bool: stationary, resolved by its grid, and no longer than the straight line (up to ``length_error``
+        and the share ``8 sqrt(eps)``). A stationary curve need not be the shortest, nor even a local minimum.
     why
         A sentence for each curve that did not converge, ``""`` for the others; a string for a single
         curve, otherwise nested lists in the shape of the batch.

@@ -159,8 +159,8 @@ class Manifold(abc.ABC):
         """
         if not isinstance(z, Tensor):
             raise ValueError(f"{name} is a {type(z).__name__}; give a tensor, e.g. torch.as_tensor({name})")
-        if not z.is_floating_point():
-            raise ValueError(f"{name} has dtype {z.dtype}; give floating-point coordinates, e.g. {name}.float()")
+        if z.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"{name} has dtype {z.dtype}; give float32 or float64 coordinates, e.g. {name}.float()")
         if z.ndim == 0:
             raise ValueError(f"{name} is a single number; points have shape (*, d)")
         if self.dim is not None and z.shape[-1] != self.dim:
@@ -188,15 +188,13 @@ class Manifold(abc.ABC):
     @final
     def inner(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Inner product <u, v> at z: ``(*, d)`` three times ``-> (*,)``."""
-        self._admit_all(z=z, u=u, v=v)
-        z, u, v = torch.broadcast_tensors(z, u, v)
+        z, u, v = self._admit_tangents(z, u=u, v=v)
         return (self.push(z, u) * self.push(z, v)).sum(-1)
 
     @final
     def norm(self, z: Tensor, v: Tensor) -> Tensor:
         """Riemannian norm of v at z: ``(*, d), (*, d) -> (*,)``."""
-        self._admit_all(z=z, v=v)
-        norm: Tensor = torch.linalg.vector_norm(self.push(*torch.broadcast_tensors(z, v)), dim=-1)
+        norm: Tensor = torch.linalg.vector_norm(self.push(*self._admit_tangents(z, v=v)), dim=-1)
         return norm
 
     @final
@@ -474,14 +472,11 @@ class Manifold(abc.ABC):
 
     # -- private helpers ------------------------------------------------------------------------------------------
 
-    def _admit_all(self, **points: Tensor) -> None:
-        for name, z in points.items():
-            Manifold.admit(self, z, name) if name in "uv" else self.admit(z, name)
-
     def _admit_tangents(self, z: Tensor, **vectors: Tensor) -> tuple[Tensor, ...]:
         """Check a point and tangent vectors there, and bring them to their common shape."""
-        self._admit_all(z=z, **vectors)
+        self.admit(z)
         for name, v in vectors.items():
+            Manifold.admit(self, v, name)
             if v.dtype != z.dtype or v.device != z.device:
                 raise ValueError(
                     f"z is {z.dtype} on {z.device} but {name} is {v.dtype} on {v.device}; bring them together"

@@ -36,19 +36,19 @@ class _ClosedForm(Manifold):
     @final
     def log(self, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSolver | None = None) -> Tensor:  # noqa: ARG002
         """Initial velocity of the shortest geodesic, exactly and differentiably: ``(*, d), (*, d) -> (*, d)``."""
-        admit_pair(self, a, b)
+        admit_pair(self, a, b, init)
         return self._log(a, b)
 
     @final
     def dist(self, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSolver | None = None) -> Tensor:  # noqa: ARG002
         """Distance, exactly and differentiably: ``(*, d), (*, d) -> (*,)``; init and solver are not needed."""
-        admit_pair(self, a, b)
+        admit_pair(self, a, b, init)
         return self._dist(a, b)
 
     @final
-    def geodesic(self, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSolver | None = None) -> Geodesic:  # noqa: ARG002
+    def geodesic(self, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSolver | None = None) -> Geodesic:
         """Shortest geodesics, exactly, at the solver's number of segments; init is not needed."""
-        a, b = admit_pair(self, a, b)
+        a, b = admit_pair(self, a, b, init)
         n = (solver or ChainSolver()).segments
         t = torch.linspace(0, 1, n + 1, dtype=a.dtype, device=a.device)[:, None]
         points = self._exp(a[..., None, :].expand(*a.shape[:-1], n + 1, -1), t * self._log(a, b)[..., None, :])

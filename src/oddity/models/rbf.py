@@ -154,8 +154,9 @@ class RBFPrecision(nn.Module):
     mistaking one for the other turns the wall into a well.
 
     Activations are bounded below near 1e-17 in float32 (1e-139 in float64), so that neither they nor their
-    squares are subnormal numbers, which would slow a processor down 10 to 100 times. The bound lies below
-    rounding: it changes no precision and there the gradient is zero.
+    squares are subnormal numbers, which would slow a processor down 10 to 100 times. The bound adds at
+    most ``K max(W)`` times that to the precision, below rounding for all but the smallest zeta; there the gradient is
+    zero.
 
     Parameters
     ----------

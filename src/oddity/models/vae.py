@@ -164,12 +164,14 @@ class GaussianDecoder(nn.Module):
     @property
     def expand_mean(self) -> Callable[[Tensor], Expansion] | None:
         """Closed-form expansion of the mean, (N, d), where it is a dense network; else None."""
-        return dense_expansion(self.mean_net)
+        own = type(self).mean is GaussianDecoder.mean  # a subclass with a mean of its own has lost the closed form
+        return dense_expansion(self.mean_net) if own else None
 
     @property
     def expand_std(self) -> Callable[[Tensor], Expansion] | None:
         """Closed-form expansion of the standard deviation, (N, d), where the scale has one; else None."""
-        return getattr(self.scale, "expand_std", None)
+        own = type(self).std is GaussianDecoder.std
+        return getattr(self.scale, "expand_std", None) if own else None
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation."""

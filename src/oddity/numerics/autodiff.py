@@ -224,6 +224,23 @@ class Differential:
                 f"{self.name} mapped {len(rows)} points to shape {tuple(value.shape)}; it must keep the rows: "
                 f"({len(rows)}, D)"
             )
+        self._check_expansion(rows, value)
+
+    def _check_expansion(self, rows: Tensor, value: Tensor) -> None:
+        """Hold a closed form against the function itself, once: value, and slope by a central difference."""
+        if self._expansion is None:
+            return
+        with torch.no_grad():
+            expanded = self._expansion(rows)
+            h = torch.finfo(rows.dtype).eps ** (1 / 3)
+            slope = (self._flat(rows + h) - self._flat(rows - h)) / (2 * h)
+            noise = 10 * torch.finfo(rows.dtype).eps * _size(value) / h
+            wrong = any(
+                a.shape != b.shape or not torch.allclose(a, b, rtol=0.05, atol=0.05 * _size(b) + noise)
+                for a, b in ((expanded.value, value.flatten(1)), (expanded.frame.sum(0), slope))
+            )
+        if wrong:
+            raise ValueError(f"the closed-form expansion of {self.name} disagrees with it; correct it, or give none")
 
     def __call__(self, z: Tensor) -> Tensor:
         """Value: ``(*, d) -> (*, D)``."""
@@ -363,6 +380,11 @@ class Differential:
             f"{self.name} has no derivative ({last}); it must be differentiable PyTorch code from input to "
             "output: no argmax, detach or numpy on the way"
         )
+
+
+def _size(x: Tensor) -> float:
+    """Largest finite entry, so that one bad point does not hide a disagreement at another."""
+    return float(x.nan_to_num(0.0, 0.0, 0.0).abs().max()) if x.numel() else 0.0
 
 
 def _owning_module(f: Function) -> nn.Module | None:

@@ -9,7 +9,7 @@ form, several times faster, since one tape of pre-activations serves value, fram
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,8 @@ def dense_expansion(net: nn.Module) -> Callable[[Tensor], Expansion] | None:
     Parameters
     ----------
     net
-        An ``nn.Sequential`` of ``Linear`` layers and smooth activations: Tanh, Sigmoid, Softplus, SiLU, Identity.
+        A plain ``nn.Sequential`` (no subclass with a ``forward`` of its own, no hooks) of ``Linear`` layers and smooth
+        activations: Tanh, Sigmoid, Softplus, Identity.
 
     Returns
     -------
@@ -60,12 +61,16 @@ def dense_expansion(net: nn.Module) -> Callable[[Tensor], Expansion] | None:
     >>> value.shape, frame.shape, bend(value).shape
     (torch.Size([5, 3]), torch.Size([2, 5, 3]), torch.Size([5, 2, 2]))
     """
-    layers = list(net) if isinstance(net, nn.Sequential) else []
-    if not layers or not isinstance(layers[0], nn.Linear):
-        return None
-    if any(type(layer) not in {nn.Linear, nn.Identity, *_SLOPE} for layer in layers):
-        return None
-    return lambda z: _expand_dense(layers, z)
+    return (lambda z: _expand_dense(list(net), z)) if _is_dense(net) else None
+
+
+def _is_dense(net: nn.Module) -> TypeGuard[nn.Sequential]:
+    """Whether the layers are all there is to the network: exact types, no forward of its own, no hooks."""
+    if not isinstance(net, nn.Sequential) or type(net).forward is not nn.Sequential.forward or len(net) == 0:
+        return False
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+    known = {nn.Linear, nn.Identity, *_SLOPE}
+    return type(net[0]) is nn.Linear and all(type(layer) in known for layer in net) and not hooked
 
 
 class _Linear(NamedTuple):
@@ -83,20 +88,23 @@ class _Activation(NamedTuple):
 def _expand_dense(layers: list[nn.Module], z: Tensor) -> Expansion:
     value, frame = z, torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)[:, None]  # (N, d), (d, 1, d)
     tape: list[_Linear | _Activation] = []
+    fresh = False  # whether the frame is a product of its own, that no entry of the tape holds
     for layer in layers:
         if isinstance(layer, nn.Linear):
+            fresh = True
             value, frame = nn.functional.linear(value, layer.weight, layer.bias), frame @ layer.weight.mT
             tape.append(_Linear(layer.weight))
         elif not isinstance(layer, nn.Identity):
             before, value = value, layer(value)
             first = _SLOPE[type(layer)](layer, before, value)
-            frame = scaled(frame, first)
+            frame = scaled(frame, first) if fresh else frame * first
+            fresh = False
             tape.append(_Activation(layer, before, value, first, frame))
     return Expansion(value, frame.expand(-1, *value.shape), lambda w: _bend(tape, w))
 
 
 def scaled(frame: Tensor, factor: Tensor) -> Tensor:
-    """Frame times a factor ``(N, D)``, in place where nothing else needs the old one: fresh memory is the cost."""
+    """Frame times a factor ``(N, D)``, in place if it may: fresh memory costs. The frame must be the caller's."""
     if frame.shape[1:] != factor.shape or torch.is_grad_enabled():
         return frame * factor
     return frame.mul_(factor)
@@ -106,7 +114,7 @@ def _bend(tape: list[_Linear | _Activation], w: Tensor) -> Tensor:
     """Carry the adjoint of <w, f> back through the layers, and gather the bend of each activation.
 
     Each is P' diag(w s'') P with P the derivative of x, or Q' diag(w s'' / s'^2) Q with Q = s' P that of y. Where s'
-    vanishes so does Q, and the ratio only has to be finite.
+    underflows, so do s'' and Q for each activation of the table, and the ratio only has to be finite.
     """
     d = len(next((entry.frame for entry in tape if isinstance(entry, _Activation)), w[:0]))
     bend = w.new_zeros(len(w), d, d)
@@ -126,7 +134,6 @@ _SLOPE: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {
     nn.Tanh: lambda _, _x, y: 1 - y * y,
     nn.Sigmoid: lambda _, _x, y: y * (1 - y),
     nn.Softplus: lambda layer, x, _y: torch.sigmoid(layer.beta * x),
-    nn.SiLU: lambda _, x, y: torch.sigmoid(x) * (1 + x - y),
 }
 """First derivative of an activation y = s(x), by x and y."""
 
@@ -134,6 +141,5 @@ _CURVE: dict[type[nn.Module], Callable[[Any, Tensor, Tensor, Tensor], Tensor]] =
     nn.Tanh: lambda _, _x, y, first: -2 * y * first,
     nn.Sigmoid: lambda _, _x, y, first: first * (1 - 2 * y),
     nn.Softplus: lambda layer, _x, _y, first: layer.beta * first * (1 - first),
-    nn.SiLU: lambda _, x, y, _first: torch.sigmoid(x) * (1 - torch.sigmoid(x)) * (2 + x - 2 * y),
 }
 """Second derivative, by x, y and the first."""

@@ -29,3 +29,7 @@ def test_every_command_of_the_readme_exists() -> None:
     used = set(re.findall(r"^oddity (\w+)", README.read_text(encoding="utf-8"), re.MULTILINE))
     assert used
     assert used <= known
+
+
+def test_no_figure_is_left_open() -> None:
+    assert not re.findall(r"@[A-Z]+@|TODO|TBD", README.read_text(encoding="utf-8"))

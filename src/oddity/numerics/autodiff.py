@@ -230,7 +230,8 @@ class Differential:
         """Hold a closed form against the function itself, once: its value, and a fixed weighting of its slopes."""
         if self._expansion is None:
             return
-        expanded = self._expansion(rows)
+        with torch.no_grad():
+            expanded = self._expansion(rows)
         value = value.flatten(1)
         weights = torch.arange(value.shape[-1], dtype=rows.dtype, device=rows.device).cos().expand(value.shape)
         with torch.enable_grad():

@@ -216,6 +216,17 @@ def test_an_ends_companions_do_not_change_its_path() -> None:
     torch.testing.assert_close(together, apart)
 
 
+def test_a_decoder_that_only_runs_backwards_has_geodesics_too() -> None:
+    class Attention(torch.nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            q = z[:, None, :, None]
+            return torch.nn.functional.scaled_dot_product_attention(q, q, q).flatten(1)
+
+    M = Pullback(Attention().eval()) + 0.1 * Euclidean()
+    a, b = pairs(3, 0.5)
+    assert M.geodesic(a, b).converged.all()
+
+
 # -- shapes -----------------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from oddity.numerics.autodiff import MODES, Differential
+from oddity.numerics.autodiff import BEND_MODES, MODES, Differential
 
 
 def net() -> nn.Module:
@@ -84,6 +84,29 @@ def test_curvature_is_the_hessian(wrapped: bool) -> None:
     expected = torch.stack(
         [torch.autograd.functional.hessian(lambda x, i=i: (w[i] * f(x)).sum(), z[i]) for i in range(4)]
     )
+    torch.testing.assert_close(f.curvature(z, w), expected)
+
+
+@pytest.mark.parametrize(
+    "module", [lambda: Opaque(net()), Attention, lambda: Recurrent(nn.GRU), lambda: Recurrent(nn.LSTM)]
+)
+def test_every_network_has_a_bend(module) -> None:
+    f, z = Differential(module().eval()), some_points()
+    w = torch.randn(f(z).shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    h = 1e-5
+    with torch.no_grad():
+        bend = f.curvature(z, w)
+        pulls = [(f.pull(z + h * e, w) - f.pull(z - h * e, w)) / (2 * h) for e in torch.eye(3, dtype=z.dtype)]
+    torch.testing.assert_close(bend, torch.stack(pulls, -1), rtol=1e-5, atol=1e-7)
+    assert f.bend_mode in set(BEND_MODES) - {"none"}
+
+
+@pytest.mark.parametrize("mode", sorted(set(BEND_MODES) - {"none"}))
+def test_all_bend_modes_agree(mode: str) -> None:
+    f, z = Differential(Opaque(net()).eval()), some_points()
+    w = torch.ones(4, 5, dtype=torch.float64)
+    expected = f.curvature(z, w)
+    f.bend_mode = mode
     torch.testing.assert_close(f.curvature(z, w), expected)
 
 

@@ -7,6 +7,7 @@ of :data:`MODES` in order of speed on the first point that it sees, keeps the fi
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from oddity.numerics.expansion import Expansion, dense_expansion, pull
 
-__all__ = ["MODES", "SECOND_MODES", "Differential", "gradient"]
+__all__ = ["BEND_MODES", "MODES", "SECOND_MODES", "Differential", "gradient"]
 
 _FEW_DIMENSIONS = 4
 
@@ -40,14 +41,20 @@ def _one_jvp_each(f: Function, z: Tensor, directions: Tensor) -> tuple[Tensor, T
     return value, torch.stack(tangents)
 
 
+def _pulled(f: Function, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """z, f(z), w and J(z)'w with a graph in z and in w: where reverse-mode rules begin."""
+    z = z if z.requires_grad else z.detach().requires_grad_()
+    value = f(z)
+    w = torch.zeros_like(value, requires_grad=True)
+    (pulled,) = torch.autograd.grad(value, z, w, create_graph=True)
+    return z, value, w, pulled
+
+
 def _double_backward(f: Function, z: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
     """J v as the derivative of w -> J'w in the direction v: two reverse passes, no forward mode."""
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
-        z = z if z.requires_grad else z.detach().requires_grad_()
-        value = f(z)
-        w = torch.zeros_like(value, requires_grad=True)
-        (pulled,) = torch.autograd.grad(value, z, w, create_graph=True)
+        z, value, w, pulled = _pulled(f, z)
         tangents = [torch.autograd.grad(pulled, w, v, retain_graph=True, create_graph=keep)[0] for v in directions]
     return (value if keep else value.detach()), torch.stack(tangents)
 
@@ -69,10 +76,7 @@ def _triple_backward(f: Function, z: Tensor, directions: Tensor) -> tuple[Tensor
     """Value and f''(z)[u, v], the derivative of w -> <f''(z)[u, v], w>: three reverse passes, no forward mode."""
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
-        z = z if z.requires_grad else z.detach().requires_grad_()
-        value = f(z)
-        w = torch.zeros_like(value, requires_grad=True)
-        (pulled,) = torch.autograd.grad(value, z, w, create_graph=True)
+        z, value, w, pulled = _pulled(f, z)
         torch.autograd.grad(pulled, w, directions[0], retain_graph=True)  # raises where f is differentiable only once
         (twice,) = torch.autograd.grad(pulled, z, directions[0], create_graph=True, materialize_grads=True)
         second = torch.zeros_like(value)
@@ -108,6 +112,43 @@ SECOND_MODES: dict[str, tuple[Rule, Callable[[], AbstractContextManager[None]]]]
 """Modes of the second derivative, fastest first."""
 
 
+def _jvp_of_gradient(f: Function, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient and Hessian of <w, f>, all columns through one shared gradient."""
+    N, d = z.shape
+    basis = torch.eye(d, dtype=z.dtype, device=z.device)[:, None].expand(d, N, d).contiguous()
+    slope = grad(lambda x: (w * f(x)).sum())
+    columns: Tensor = vmap(lambda v: jvp(slope, (z,), (v,))[1])(basis)
+    return slope(z), columns.permute(1, 2, 0)
+
+
+def _gradient_of_gradient(f: Function, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by reverse mode twice, one pass a column."""
+    keep = torch.is_grad_enabled()
+    options: dict[str, Any] = {"materialize_grads": True, "allow_unused": True, "create_graph": keep}
+    with torch.enable_grad():
+        z = z if z.requires_grad else z.detach().requires_grad_()
+        (slope,) = torch.autograd.grad((w * f(z)).sum(), z, create_graph=True)
+        if not slope.requires_grad:  # f is linear
+            return slope, z.new_zeros(*z.shape, z.shape[-1])
+        columns = [torch.autograd.grad(part.sum(), z, retain_graph=True, **options)[0] for part in slope.unbind(-1)]
+    return slope, torch.stack(columns, -1)
+
+
+def _no_bend(f: Function, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    """Nothing, for functions with one derivative only: solvers then stay with Gauss-Newton."""
+    return torch.zeros_like(z), z.new_zeros(*z.shape, z.shape[-1])
+
+
+BEND_MODES: dict[str, tuple[Rule, Callable[[], AbstractContextManager[None]]]] = {
+    "jvp of gradient": (_jvp_of_gradient, _plain),
+    "jvp of gradient with math attention": (_jvp_of_gradient, _math_attention),
+    "gradient of gradient": (_gradient_of_gradient, _plain),
+    "gradient of gradient with math attention": (_gradient_of_gradient, _math_attention),
+    "none": (_no_bend, _plain),
+}
+"""Modes of the Hessian of <w, f>, fastest first."""
+
+
 def gradient(f: Function) -> Function:
     """Gradient of a batch function to single numbers: from ``(N, k) -> (N,)`` to ``(N, k) -> (N, k)``.
 
@@ -137,6 +178,8 @@ class Differential:
     ----------
     mode : str or None
         The mode in use: a key of :data:`MODES`, ``"closed form"``, or None before the first derivative.
+    bend_mode : str or None
+        The mode of :meth:`curvature`: a key of :data:`BEND_MODES`, or None before its first call.
     second_mode : str or None
         The mode of :meth:`second`: a key of :data:`SECOND_MODES`, or None before its first call.
 
@@ -165,6 +208,7 @@ class Differential:
             expansion = dense_expansion(f)
         self._f, self._expansion = f, expansion
         self.mode = "closed form" if expansion is not None else mode
+        self.bend_mode: str | None = None
         self.second_mode: str | None = None
         self._module = _owning_module(f)
         self._known: set[tuple[int, torch.dtype, torch.device]] = set()
@@ -296,14 +340,13 @@ class Differential:
         """Hessian of z -> <w, f(z)> at each point, w held fixed: ``(N, d), (N, D) -> (N, d, d)``."""
         if self._expansion is not None:
             return self._expansion(z).bend(w)
-        N, d = z.shape
-        basis = torch.eye(d, dtype=z.dtype, device=z.device)[:, None].expand(d, N, d).contiguous()
-
-        def weighted(x: Tensor) -> Tensor:
-            return (w * self._flat(x)).sum()
-
-        columns: Tensor = vmap(lambda v: jvp(grad(weighted), (z,), (v,))[1])(basis)
-        return columns.permute(1, 2, 0)
+        if len(z) == 0:
+            return z.new_zeros(0, z.shape[-1], z.shape[-1])
+        if self.bend_mode is None:
+            self.bend_mode = self._first_working(BEND_MODES, z[:1].detach(), w[:1].detach())
+        rule, context = BEND_MODES[self.bend_mode]
+        with context():
+            return rule(self._flat, z.contiguous(), w)[1]
 
     def pull(self, z: Tensor, w: Tensor) -> Tensor:
         """Transposed derivative J(z)' w: ``(*, d), (*, D) -> (*, d)``; leading shapes broadcast."""

@@ -205,13 +205,8 @@ class _Race:
         alive = self._worth_pursuing(entrants, rough.points)
         here = measured.resolved(self.solver.resolution) | ~measured.length.isfinite() | _at_rest(chains) | last
         here, on = here & alive, ~here & alive
-        self._finish(entrants[here], rough.points[here])
-        again = ~self.resolved[entrants] & here & self.length[entrants].isfinite() & (not last)
-        points = rough.points
-        if bool(again.any()):
-            points = points.clone()
-            points[again] = self._forget(entrants[again])
-        on = on | again
+        points = rough.points.clone()
+        points[here], on[here] = self._finish(entrants[here], rough.points[here], last)
         return entrants[on], interpolate_chain(points[on], _times(2 * n, points))
 
     def _solve(self, entrants: Tensor, chains: Tensor, *, rough: bool) -> ChainSolution:
@@ -221,30 +216,27 @@ class _Race:
         self.iterations[entrants] += found.iterations
         return found
 
-    def _finish(self, entrants: Tensor, chains: Tensor) -> None:
-        """Solve to the end, measure, and note the result."""
-        if len(entrants) == 0:
-            return
+    def _finish(self, entrants: Tensor, chains: Tensor, last: bool) -> tuple[Tensor, Tensor]:
+        """Solve to the end and measure; return the points, and which need a finer grid after all.
+
+        The others have arrived: only they get a sentence, a grid and a number of segments.
+        """
         found = self._solve(entrants, chains, rough=False)
         measured = _measure(self.M, found.points)
         still = _at_rest(chains)  # of length zero exactly, whatever the metric's rounding
+        resolved = measured.resolved(self.solver.resolution) | still
         self.length[entrants] = torch.where(still, 0.0, measured.length)
         self.error[entrants] = torch.where(still, 0.0, measured.error)
         self.speed[entrants] = torch.where(still, 0.0, measured.speed)
         self.decrement[entrants] = torch.where(still, 0.0, found.decrement)
-        self.stationary[entrants] = found.stationary | still
-        self.segments[entrants] = chains.shape[1] - 1
-        self.resolved[entrants] = measured.resolved(self.solver.resolution) | still
-        for i, rests, why in zip(entrants.tolist(), still.tolist(), found.why, strict=True):
-            self.why[i] = "" if rests else why
-        self.grids.append((entrants, found.points))
-
-    def _forget(self, entrants: Tensor) -> Tensor:
-        """Take back results of the latest grid that turned out unresolved; return their points."""
-        ended, points = self.grids.pop()
-        back = torch.isin(ended, entrants)
-        self.grids.append((ended[~back], points[~back]))
-        return points[back]
+        self.stationary[entrants], self.resolved[entrants] = found.stationary | still, resolved
+        again = ~resolved & measured.length.isfinite() & (not last)
+        for k in (~again).nonzero()[:, 0].tolist():
+            self.why[int(entrants[k])] = "" if still[k] else found.why[k]
+        arrived = entrants[~again]
+        self.segments[arrived] = chains.shape[1] - 1
+        self.grids.append((arrived, found.points[~again]))
+        return found.points, again
 
     def _worth_pursuing(self, entrants: Tensor, points: Tensor) -> Tensor:
         """Not the start whose rival is far shorter, nor the longer one of two in the same valley.

@@ -4,6 +4,7 @@ Run it on a manifold of your own; Oddity runs it on all of its own. Each law is 
 of points, and raises :class:`AssertionError` with the law's name and the measured violation.
 """
 
+import itertools
 from collections.abc import Callable, Iterable
 
 import torch
@@ -129,16 +130,18 @@ def _norm_inner_and_metric_agree(M: Manifold, z: Tensor) -> None:
 
 
 def _secant_is_second_order(M: Manifold, z: Tensor) -> None:
-    """The length of a fixed curve by secants converges at second order: its error falls by 4 per doubling."""
+    """The length of a fixed curve by secants has an error series in even powers of the step.
+
+    Two extrapolations then leave almost nothing; an error of first or third order would survive them. The rate itself
+    is no law: the leading term may vanish by chance.
+    """
     if z.dtype != torch.float64:
-        return  # rounding hides the rate in single precision
-    curve = _curves(z, n=64)
-    lengths = [M.length(curve[:, ::step]) for step in (16, 8, 4)]
-    exact = (4 * M.length(curve[:, ::1]) - M.length(curve[:, ::2])) / 3
-    errors = torch.stack([(length - exact).abs() for length in lengths])  # (3, N)
-    seen = errors[1] > 1e-9 * exact
-    ratio = (errors[0] / errors[1])[seen]
-    _require(bool(((ratio > 3) & (ratio < 5.5)).all()), f"error ratio {ratio.tolist()} per doubling, expected 4")
+        return  # rounding hides the series in single precision
+    curve = _curves(z, n=256)
+    lengths = [M.length(curve[:, ::step]) for step in (16, 8, 4, 2, 1)]
+    for order in (2, 4, 6):
+        lengths = [fine + (fine - coarse) / (2**order - 1) for coarse, fine in itertools.pairwise(lengths)]
+    _close(lengths[0], lengths[1], 3e-5)
 
 
 def _secants_are_secants(M: Manifold, z: Tensor) -> None:
@@ -262,7 +265,7 @@ def _exp_undoes_log(M: Manifold, z: Tensor) -> None:
     curve = _curves(z)
     a, b = curve[:, 0], curve[:, -1]
     v = M.log(a, b)
-    slack = 1e-4 if z.dtype == torch.float64 else 1e-2
+    slack = 1e-3 if z.dtype == torch.float64 else 1e-2
     end, rest = M.exp(a, torch.stack([v, torch.zeros_like(v)]))
     _close(end - a, b - a, slack)
     _close(rest, a)
@@ -310,7 +313,7 @@ LAWS: dict[str, Law] = {
     "inputs are untouched": _inputs_are_untouched,
     "the metric is symmetric and positive semi-definite": _metric_is_positive,
     "norm, inner product, volume and metric agree": _norm_inner_and_metric_agree,
-    "secants are of second order": _secant_is_second_order,
+    "lengths by secants are of second order": _secant_is_second_order,
     "the secants of a chain are its secants": _secants_are_secants,
     "secants follow the push": _secant_follows_push,
     "energy and length agree": _energy_and_length_agree,

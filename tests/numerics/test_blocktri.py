@@ -30,6 +30,22 @@ def test_agrees_with_a_dense_solve(n: int, d: int) -> None:
     torch.testing.assert_close(x.flatten(1), torch.linalg.solve(dense, rhs.flatten(1)))
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 8, 31])
+def test_blocks_that_skip_one_are_coupled_too(n: int) -> None:
+    d = 2
+    diagonal, upper, rhs, dense = system(3, n, d)
+    skip = 0.1 * torch.randn(
+        3, max(0, n // 2 - 1), d, d, generator=torch.Generator().manual_seed(n), dtype=torch.float64
+    )
+    blocks = dense.reshape(3, n, d, n, d)
+    for i in range(skip.shape[1]):
+        blocks[:, 2 * i + 1, :, 2 * i + 3] += skip[:, i]
+        blocks[:, 2 * i + 3, :, 2 * i + 1] += skip[:, i].mT
+    x, definite = solve_block_tridiagonal(diagonal, upper, rhs, skip if n > 1 else None)
+    assert definite.all()
+    torch.testing.assert_close(x.flatten(1), torch.linalg.solve(dense, rhs.flatten(1)))
+
+
 def test_agrees_with_scipy_banded_cholesky() -> None:
     n, d = 40, 3
     diagonal, upper, rhs, dense = system(1, n, d)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -11,9 +12,9 @@ from torch import Tensor
 from oddity.geometry.curve import Geodesic, nested
 from oddity.geometry.manifold import Manifold
 from oddity.geometry.roadmap import Roadmap
-from oddity.numerics.chain import ChainSolution, interpolate_chain, solve_chain
+from oddity.numerics.chain import ChainSolution, doubled, interpolate_chain, interpolate_uneven, solve_chain
 
-__all__ = ["ChainSolver", "Init", "admit_pair", "connect"]
+__all__ = ["ChainSolver", "Init", "admit_pair", "connect", "depart"]
 
 Init: TypeAlias = Tensor | Roadmap | None
 """Where a geodesic starts: the straight line, a curve, or a roadmap."""
@@ -26,12 +27,13 @@ class ChainSolver:
     Parameters
     ----------
     segments
-        Segments of the first grid, at least 2.
+        Segments of the first grid, an even number.
     max_segments
-        A curve that its grid does not resolve is solved again on twice as many, up to this number.
+        A curve that its grid does not resolve is solved again on twice as many, denser where it was missed, up to
+        this number.
     resolution
-        A curve is resolved when its length as a chain and its true length differ by less than this share. The
-        excess of the curve over the geodesic is of the order of its square.
+        A curve is resolved when its length as a chain and its true length differ by less than this share. The chain
+        minimises an energy of fourth order, so that its excess over the geodesic is of the order of the square.
     tolerance
         A chain is stationary when the next step promises less than this share of its energy; default
         ``eps ** 0.75`` of the dtype.
@@ -56,8 +58,10 @@ class ChainSolver:
     max_iterations: int = 200
 
     def __post_init__(self) -> None:
-        if self.segments < 2 or self.max_segments < self.segments:
-            raise ValueError(f"need 2 <= segments <= max_segments, got {self.segments} and {self.max_segments}")
+        if self.segments < 2 or self.segments % 2 or self.max_segments < self.segments:
+            raise ValueError(
+                f"need an even number of segments from 2 to max_segments, got {self.segments} and {self.max_segments}"
+            )
         if not self.resolution > 0 or (self.tolerance is not None and not self.tolerance > 0):
             raise ValueError(f"resolution and tolerance must be positive, got {self.resolution} and {self.tolerance}")
         if self.max_iterations < 1:
@@ -66,17 +70,31 @@ class ChainSolver:
 
 def connect(M: Manifold, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSolver | None = None) -> Geodesic:
     """Numerical geodesics between a and b; see :meth:`oddity.Manifold.geodesic`."""
-    solver = solver or ChainSolver()
     a, b = admit_pair(M, a, b, init)
-    shape, d = a.shape[:-1], a.shape[-1]
     with torch.no_grad():
-        a, b = a.detach().reshape(-1, d), b.detach().reshape(-1, d)
-        names, starts = _starts(M, a, b, shape, init, solver.segments)
-        race = _Race(M, starts.flatten(0, 1), len(names), solver)
-        converged, why = race.verdict(a, b)
-        pick = race.winners(converged)  # (B,)
-        points = race.points(pick)
-    return Geodesic(
+        return _raced(M, a.detach(), b.detach(), init, solver or ChainSolver())[0]
+
+
+def depart(
+    M: Manifold, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSolver | None = None
+) -> tuple[Geodesic, Tensor]:
+    """Numerical geodesics, and the covectors ``(*, d)`` with which they leave a."""
+    a, b = admit_pair(M, a, b, init)
+    with torch.no_grad():
+        g, race, pick = _raced(M, a.detach(), b.detach(), init, solver or ChainSolver())
+        return g, race.momentum(pick).reshape(a.shape)
+
+
+def _raced(M: Manifold, a: Tensor, b: Tensor, init: Init, solver: ChainSolver) -> tuple[Geodesic, _Race, Tensor]:
+    """The winners of a race, the race, and which of its curves they are."""
+    shape, d = a.shape[:-1], a.shape[-1]
+    a, b = a.reshape(-1, d), b.reshape(-1, d)
+    names, starts = _starts(M, a, b, shape, init, solver.segments)
+    race = _Race(M, starts.flatten(0, 1), len(names), solver, init.sketch if isinstance(init, Roadmap) else M)
+    converged, why = race.verdict(a, b)
+    pick = race.winners(converged)  # (B,)
+    points = race.points(pick)
+    found = Geodesic(
         points=points.reshape(*shape, *points.shape[1:]),
         length=race.length[pick].reshape(shape),
         length_error=race.error[pick].reshape(shape),
@@ -86,7 +104,9 @@ def connect(M: Manifold, a: Tensor, b: Tensor, *, init: Init = None, solver: Cha
         decrement=race.decrement[pick].reshape(shape),
         speed_residual=race.speed[pick].reshape(shape),
         start=nested([names[i // max(1, len(a))] for i in pick.tolist()], shape),
+        manifold=M,
     )
+    return found, race, pick
 
 
 def admit_pair(M: Manifold, a: Tensor, b: Tensor, init: Init = None) -> tuple[Tensor, Tensor]:
@@ -156,7 +176,8 @@ def _given(M: Manifold, a: Tensor, b: Tensor, shape: torch.Size, curve: Tensor, 
     return chain
 
 
-_ROUGH = 1e-2  # share of the energy: how well a curve is solved before its grid is known to be fine enough
+_ROUGH = 1e-5  # share of the energy: how well a curve is solved under the sketch, before it is solved under the metric
+_UNSURE = 1e-2  # the same under the metric itself, before its grid is known to be fine enough
 _MARGIN = 1.6  # a start longer than its rival by more than this share over n is not pursued: finer grids know better
 _GIVEN_UP = "given up for a shorter start"
 _SAME = 0.02  # curves nearer than this share of their extent are in one valley
@@ -165,21 +186,23 @@ _SAME = 0.02  # curves nearer than this share of their extent are in one valley
 class _Race:
     """All starts of all pairs, solved on grids as fine as each curve needs.
 
-    The starts of pair i are the curves i, i + B, i + 2 B, ... On each grid every open curve is solved roughly. Those
-    that the grid resolves are solved to the end and measured; the others go on to a grid of twice as many segments, but
-    for starts that have run into their rival's valley or lie hopelessly behind.
+    The starts of pair i are the curves i, i + B, i + 2 B, ... On each grid every open curve is first solved under the
+    sketch of the metric where there is one, and roughly where there is none. Those that the grid resolves are solved
+    to the end and measured; the others go on to a grid of twice as many segments, denser where they need it, but for
+    starts that have run into their rival's valley or lie hopelessly behind.
     """
 
-    def __init__(self, M: Manifold, starts: Tensor, count: int, solver: ChainSolver) -> None:
+    def __init__(self, M: Manifold, starts: Tensor, count: int, solver: ChainSolver, sketch: Manifold) -> None:
         total = len(starts)
-        self.M, self.solver, self.count, self.dim = M, solver, count, starts.shape[-1]
+        self.M, self.sketch = M, sketch
+        self.solver, self.count, self.dim = solver, count, starts.shape[-1]
         self.length, self.error = starts.new_full((total,), torch.inf), starts.new_zeros(total)
         self.speed, self.decrement = starts.new_zeros(total), starts.new_zeros(total)
         self.stationary = torch.zeros(total, dtype=torch.bool, device=starts.device)
         self.resolved = self.stationary.clone()
         self.iterations = torch.zeros(total, dtype=torch.long, device=starts.device)
         self.why = [_GIVEN_UP] * total
-        self.grids: list[tuple[Tensor, Tensor]] = []  # which curves ended on a grid, and their points there
+        self.grids: list[tuple[Tensor, Tensor, Tensor]] = []  # which curves ended on a grid, their points and widths
         self.segments = torch.zeros_like(self.iterations)  # of the grid on which a curve ended; 0 if given up
         self.pruning = count > 1
         self._run(torch.arange(total, device=starts.device), starts)
@@ -187,42 +210,47 @@ class _Race:
         self._run(abandoned := self._abandoned(), starts[abandoned])
 
     def _run(self, entrants: Tensor, chains: Tensor) -> None:
+        widths = _even(chains)
         while len(entrants):
-            entrants, chains = self._grid(entrants, chains)
+            entrants, chains, widths = self._grid(entrants, chains, widths)
 
     def _abandoned(self) -> Tensor:
         """Starts that were given up for one that then did not converge: they get their turn after all."""
         done = (self.stationary & self.resolved).reshape(self.count, -1).any(0).repeat(self.count)
         return ((self.segments == 0) & ~done).nonzero()[:, 0]
 
-    def _grid(self, entrants: Tensor, chains: Tensor) -> tuple[Tensor, Tensor]:
-        """Solve on one grid; return who goes on to the next, and from where."""
-        n = chains.shape[1] - 1
-        last = 2 * n > self.solver.max_segments
-        rough = self._solve(entrants, chains, rough=True)
-        measured = _measure(self.M, rough.points)
+    def _grid(self, entrants: Tensor, chains: Tensor, widths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Solve on one grid; return who goes on to the next, from where, and on which grid."""
+        last = 2 * (chains.shape[1] - 1) > self.solver.max_segments
+        goal = _UNSURE if self.sketch is self.M else _ROUGH
+        rough = self._solve(self.sketch, entrants, chains, widths, goal)
+        measured = _measure(self.sketch, rough.points, widths)
         self.length[entrants] = measured.length
         alive = self._worth_pursuing(entrants, rough.points)
         here = measured.resolved(self.solver.resolution) | ~measured.length.isfinite() | _at_rest(chains) | last
         here, on = here & alive, ~here & alive
         points = rough.points.clone()
-        points[here], on[here] = self._finish(entrants[here], rough.points[here], last)
-        return entrants[on], interpolate_chain(points[on], _times(2 * n, points))
+        points[here], final, on[here] = self._finish(entrants[here], rough.points[here], widths[here], last)
+        for whole, part in zip(measured, final, strict=True):
+            whole[here] = part
+        return entrants[on], *_refined(points[on], widths[on], measured.at(on))
 
-    def _solve(self, entrants: Tensor, chains: Tensor, *, rough: bool) -> ChainSolution:
-        final = self.solver.tolerance or torch.finfo(chains.dtype).eps ** 0.75
-        goal, steps = max(final, _ROUGH) if rough else final, self.solver.max_iterations
-        found = solve_chain(self.M, chains, tolerance=goal, max_iterations=steps, exact=not rough)
+    def _solve(
+        self, M: Manifold, entrants: Tensor, chains: Tensor, widths: Tensor, goal: float = 0.0, exact: bool = False
+    ) -> ChainSolution:
+        goal = max(goal, self.solver.tolerance or torch.finfo(chains.dtype).eps ** 0.75)
+        steps = self.solver.max_iterations
+        found = solve_chain(M, chains, widths, tolerance=goal, max_iterations=steps, exact=exact)
         self.iterations[entrants] += found.iterations
         return found
 
-    def _finish(self, entrants: Tensor, chains: Tensor, last: bool) -> tuple[Tensor, Tensor]:
-        """Solve to the end and measure; return the points, and which need a finer grid after all.
+    def _finish(self, entrants: Tensor, chains: Tensor, widths: Tensor, last: bool) -> tuple[Tensor, _Measured, Tensor]:
+        """Solve to the end and measure; return the points, what was measured, and which need a finer grid after all.
 
         The others have arrived: only they get a sentence, a grid and a number of segments.
         """
-        found = self._solve(entrants, chains, rough=False)
-        measured = _measure(self.M, found.points)
+        found = self._solve(self.M, entrants, chains, widths, exact=True)
+        measured = _measure(self.M, found.points, widths)
         still = _at_rest(chains)  # of length zero exactly, whatever the metric's rounding
         resolved = measured.resolved(self.solver.resolution) | still
         self.length[entrants] = torch.where(still, 0.0, measured.length)
@@ -235,8 +263,8 @@ class _Race:
             self.why[int(entrants[k])] = "" if still[k] else found.why[k]
         arrived = entrants[~again]
         self.segments[arrived] = chains.shape[1] - 1
-        self.grids.append((arrived, found.points[~again]))
-        return found.points, again
+        self.grids.append((arrived, found.points[~again], widths[~again]))
+        return found.points, measured, again
 
     def _worth_pursuing(self, entrants: Tensor, points: Tensor) -> Tensor:
         """Not the start whose rival is far shorter, nor the longer one of two in the same valley.
@@ -250,7 +278,7 @@ class _Race:
         n = points.shape[1] - 1
         best = self.length.nan_to_num(torch.inf).reshape(self.count, B).amin(0)
         length = self.length[entrants]
-        on &= ~(length > (1 + max(_MARGIN / n, 2 * _ROUGH)) * best[entrants % B])
+        on &= ~(length > (1 + max(_MARGIN / n, 2 * _UNSURE)) * best[entrants % B])
         place = torch.full_like(self.iterations, -1)
         place[entrants] = torch.arange(len(entrants), device=entrants.device)
         extent = (points.amax(1) - points.amin(1)).amax(-1)  # (b,)
@@ -294,19 +322,44 @@ class _Race:
         best = torch.where(done.any(0), torch.where(done, rank, torch.inf).argmin(0), rank.argmin(0))
         return best * B + torch.arange(B, device=best.device)
 
-    def points(self, pick: Tensor) -> Tensor:
-        """The picked curves, on the finest grid among them."""
+    def on_grids(self, pick: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The picked curves, grid by grid: which of them, their points and widths."""
         assert bool((self.segments[pick] > 0).all()), "a winner that never arrived"
-        on = [torch.isin(pick, ended) for ended, _ in self.grids]
-        n = max((c.shape[1] - 1 for (_, c), used in zip(self.grids, on, strict=True) if bool(used.any())), default=0)
-        if n == 0:
-            return self.length.new_zeros(0, self.solver.segments + 1, self.dim)
-        whole = torch.empty(len(pick), n + 1, self.dim, dtype=self.length.dtype, device=self.length.device)
-        for (ended, c), used in zip(self.grids, on, strict=True):
+        for ended, points, widths in self.grids:
+            used = torch.isin(pick, ended)
             if bool(used.any()):
                 at = (pick[used][:, None] == ended).int().argmax(1)
-                whole[used] = interpolate_chain(c[at], _times(n, c))
+                yield used.nonzero()[:, 0], points[at], widths[at]
+
+    def points(self, pick: Tensor) -> Tensor:
+        """The picked curves at equal steps of length, twice as many as their finest grid has."""
+        found = list(self.on_grids(pick))
+        n = max((2 * widths.shape[1] for _, _, widths in found), default=self.solver.segments)
+        whole = self.length.new_empty(len(pick), n + 1, self.dim)
+        for used, points, widths in found:
+            curve = interpolate_uneven(_times_of(widths), points, _times(n, points))
+            curve[:, 0], curve[:, -1] = points[:, 0], points[:, -1]
+            whole[used] = curve
         return whole
+
+    def momentum(self, pick: Tensor) -> Tensor:
+        """Covectors G(a) z'(0) of the picked curves, of fourth order in the step: ``(B, d)``.
+
+        It is what the energy loses by the first point. Where the energy is of second order only, the chain is
+        solved once more on every second node, and the two extrapolated.
+        """
+        momentum = self.length.new_empty(len(pick), self.dim)
+        for used, points, widths in self.on_grids(pick):
+            momentum[used] = self._extrapolated_momentum(points, widths)
+        return momentum
+
+    def _extrapolated_momentum(self, points: Tensor, widths: Tensor) -> Tensor:
+        fine, order = self.M._momentum(points, widths)
+        if order > 2 or widths.shape[1] % 4:
+            return fine
+        found = solve_chain(self.M, points[:, ::2], doubled(widths), tolerance=self.solver.tolerance, exact=True)
+        coarse, _ = self.M._momentum(found.points, doubled(widths))
+        return torch.where(found.stationary[:, None], fine + (fine - coarse) / 3, fine)
 
 
 def _at_rest(c: Tensor) -> Tensor:
@@ -320,14 +373,20 @@ class _Measured(NamedTuple):
     length: Tensor  # (B,)   extrapolated
     error: Tensor  # (B,)   estimated
     coarse: Tensor  # (B,)   length of the chain itself
+    steps: Tensor  # (B, n)   of the curve on each segment
+    missed: Tensor  # (B, n)   by how much a step differs from its secant
     speed: Tensor  # (B,)   largest deviation from constant speed, as a share
+
+    def at(self, index: Tensor) -> _Measured:
+        """What was measured of the curves at an index."""
+        return _Measured(*(a[index] for a in self))
 
     def resolved(self, resolution: float) -> Tensor:
         """Whether the chain steps over nothing: ``(B,)`` bool."""
         return (self.coarse - self.length).abs() <= resolution * self.length
 
 
-def _measure(M: Manifold, c: Tensor) -> _Measured:
+def _measure(M: Manifold, c: Tensor, widths: Tensor | None = None) -> _Measured:
     """Length of the curve through the chain by secants of a half and a whole step, extrapolated.
 
     Lengths by secants have an error series in 1/n^2, so two grids cancel its first term (Richardson).
@@ -336,8 +395,50 @@ def _measure(M: Manifold, c: Tensor) -> _Measured:
     fine, coarse = M._steps_at(interpolate_chain(c, _times(2 * n, c)), (1, 2))
     long, short = fine.sum(-1), coarse.sum(-1)
     length = long + (long - short) / 3
-    speed = (coarse * n / short.clamp(min=torch.finfo(c.dtype).tiny)[:, None] - 1).abs().amax(-1)
-    return _Measured(length, (length - long).abs(), short, speed)
+    mean = short.clamp(min=torch.finfo(c.dtype).tiny)[:, None] * (_even(c) if widths is None else widths)
+    steps, speed = doubled(fine), (coarse / mean - 1).abs().amax(-1)
+    return _Measured(length, (length - long).abs(), short, steps, (steps - coarse).abs(), speed)
+
+
+def _refined(c: Tensor, widths: Tensor, measured: _Measured) -> tuple[Tensor, Tensor]:
+    """The same curves on twice as many segments, denser where a segment missed more; points and widths.
+
+    The error of a chord goes like the cube of its step, so a density like the cube root of what was missed makes
+    the errors equal; half of the nodes are spread evenly whatever was missed. Neighbouring widths differ little, so
+    that a curve stays smooth as a function of the node's number, and every rule for even grids holds in that number.
+    The widths follow the measured steps: a segment that ran over a wall gets the time that the wall takes.
+    """
+    density = _smoothed(measured.missed ** (1 / 3))
+    widths = widths * _smoothed(measured.steps / widths)
+    numbers, n = _times(c.shape[1] - 1, c), 2 * (c.shape[1] - 1)
+    places = _times_of(density + density.mean(-1, keepdim=True))
+    at = interpolate_uneven(places, numbers[:, None].expand(len(c), -1, 1), _times(n, c))[..., 0].clamp(0, 1)
+    points, times = interpolate_chain(c, at), interpolate_chain(_times_of(widths)[..., None], at)[..., 0]
+    points[:, 0], points[:, -1] = c[:, 0], c[:, -1]
+    finer = times.diff(dim=1).clamp(min=0.01 / n)
+    return points, finer / finer.sum(-1, keepdim=True)
+
+
+def _smoothed(x: Tensor) -> Tensor:
+    """Averages with the neighbours along the last axis, twice: ``(B, n) -> (B, n)``."""
+    for _ in range(2):
+        near = torch.cat([x[:, :1], x, x[:, -1:]], 1)
+        x = (near[:, :-2] + 2 * x + near[:, 2:]) / 4
+    return x
+
+
+def _even(c: Tensor) -> Tensor:
+    """Widths of the even grid: ``(B, n+1, d) -> (B, n)``."""
+    return c.new_full((len(c), c.shape[1] - 1), 1 / (c.shape[1] - 1))
+
+
+def _times_of(widths: Tensor) -> Tensor:
+    """Times of the nodes between segments of given widths, from 0 to 1: ``(B, n) -> (B, n+1)``."""
+    total = widths.sum(-1, keepdim=True)
+    widths = torch.where((total > 0) & total.isfinite(), widths / total, 1 / widths.shape[1])
+    times = torch.nn.functional.pad(widths.cumsum(-1), (1, 0))
+    times[:, -1] = 1
+    return times
 
 
 def _times(n: int, like: Tensor) -> Tensor:

@@ -83,16 +83,33 @@ class Manifold(abc.ABC):
         basis = torch.eye(d, dtype=z.dtype, device=z.device)
         return self.push(z[..., None, :].expand(*z.shape, d), basis.expand(*z.shape, d)).mT
 
-    def chain_model(self, c: Tensor, *, exact: bool = False) -> ChainModel:
-        """Quadratic model of the energy of chains ``(B, n+1, d)``, by automatic derivatives of the secant.
+    def chain_model(self, c: Tensor, widths: Tensor, *, exact: bool = False) -> ChainModel:
+        """Quadratic model of the energy of chains ``(B, n+1, d)`` with segments of given widths ``(B, n)``, n even.
 
-        With ``exact`` the model holds, beside the Gauss-Newton matrix, what the exact Hessian has more.
+        With ``exact`` the model holds, beside the Gauss-Newton matrix, what the exact Hessian has more. By default the
+        energy 1/2 sum |secant|^2 / h of second order in the step, by automatic derivatives of the secant; a map into
+        flat space has one of fourth order.
         """
-        return self._by_chunks(c, lambda part: _secant_model(self._secant_differential, part, exact))
+        return self._by_chunks(c, widths, lambda c, h: _secant_model(self._secant_differential, c, h, exact))
 
-    def _by_chunks(self, c: Tensor, model: Callable[[Tensor], ChainModel]) -> ChainModel:
-        size = max(1, _POINTS_AT_A_TIME // c.shape[1])
-        return ChainModel.cat([model(part) for part in c.split(size)]) if len(c) > size else model(c)
+    def _momentum(self, c: Tensor, widths: Tensor) -> tuple[Tensor, int]:
+        """Minus the gradient of that energy by the first node, and the order of the energy: ``-> (B, d)``."""
+        return -self._first_pull(c[:, 0], c[:, 1]) / widths[:, :1], 2
+
+    def _first_pull(self, a: Tensor, b: Tensor) -> Tensor:
+        """Gradient of |secant|^2 / 2 by its first end: ``(B, d), (B, d) -> (B, d)``."""
+        pair = torch.cat([a, b], -1)
+        return self._secant_differential.pull(pair, self._secant_differential(pair))[:, : a.shape[-1]]
+
+    def _by_chunks(self, c: Tensor, widths: Tensor, model: Callable[[Tensor, Tensor], ChainModel]) -> ChainModel:
+        size = max(1, self._points_at_a_time() // c.shape[1])
+        if len(c) <= size:
+            return model(c, widths)
+        return ChainModel.cat([model(*part) for part in zip(c.split(size), widths.split(size), strict=True)])
+
+    def _points_at_a_time(self) -> int:
+        """So many points' frames stay in a processor's cache."""
+        return _POINTS_AT_A_TIME
 
     @cached_property
     def _secant_differential(self) -> Differential:
@@ -330,6 +347,32 @@ class Manifold(abc.ABC):
         """Squared lengths of the steps; sums of metrics add them."""
         return [self.secants(c[:, ::s]).square().sum(-1) for s in strides]
 
+    # -- a cheaper metric nearby ------------------------------------------------------------------------------------
+
+    @final
+    def sketch(self, z: Tensor, *, tolerance: float = 0.03) -> Manifold:
+        """A cheaper manifold whose metric is close to this one around the points z, or this one itself.
+
+        Solvers start on it and finish on the metric itself: it saves their time and never touches their result.
+        A decoder known in closed form is replaced by some of its outputs (:mod:`oddity.numerics.reduction`).
+
+        Parameters
+        ----------
+        z
+            ``(N, d)``, N of some hundreds: where it shall be close.
+        tolerance
+            Share of the metric that may be left out, on average over the points.
+        """
+        self.admit(z, "z")
+        factor, info = torch.linalg.cholesky_ex(self.metric(z).double())
+        regular = info == 0
+        return self._sketch(z[regular], factor[regular], tolerance) if bool(regular.any()) else self
+
+    def _sketch(self, z: Tensor, whiten: Tensor, tolerance: float) -> Manifold:
+        """The sketch at regular points, whose errors count in the norm of the whole metric, of which this is a part."""
+        del z, whiten, tolerance
+        return self
+
     # -- global: numerical by default, exact in closed-form spaces --------------------------------------------------
 
     def geodesic(self, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSolver | None = None) -> Geodesic:
@@ -375,8 +418,8 @@ class Manifold(abc.ABC):
 
         The gradient, by the ends and by the parameters of the decoder, is that of the energy of the solved chain
         with its inner points held still: where a curve is stationary, moving it changes nothing (the envelope
-        theorem). It is of second order in 1/n, means something where the geodesic converged, and is zero from a
-        point to itself. Under ``torch.no_grad()`` nothing is recorded.
+        theorem). It means something where the geodesic converged, and is zero from a point to itself. Under
+        ``torch.no_grad()`` nothing is recorded.
 
         Parameters and errors are those of :meth:`geodesic`.
 
@@ -511,7 +554,7 @@ class Manifold(abc.ABC):
         """Apply a function to the frames of all points, so many at a time that memory stays bounded."""
         rows = z.reshape(-1, z.shape[-1])
         parts = [of_frame(self.frame(part)) for part in rows.split(8 * _POINTS_AT_A_TIME)]
-        return (torch.cat(parts) if parts else z.new_zeros(0, *shape)).reshape(*z.shape[:-1], *shape)
+        return (torch.cat(parts) if parts else z.new_zeros(0, *shape)).reshape((*z.shape[:-1], *shape))
 
 
 def _root(squares: Tensor) -> Tensor:
@@ -520,13 +563,13 @@ def _root(squares: Tensor) -> Tensor:
     return torch.where(zero, 0.0, torch.where(zero, 1.0, squares).sqrt())
 
 
-def _secant_model(differential: Differential, c: Tensor, exact: bool) -> ChainModel:
+def _secant_model(differential: Differential, c: Tensor, widths: Tensor, exact: bool) -> ChainModel:
     B, n, d = c.shape[0], c.shape[1] - 1, c.shape[2]
     ends = torch.cat([c[:, :-1], c[:, 1:]], -1).reshape(B * n, 2 * d)
     r, blocks = differential.value_and_frame(ends)  # (B n, m), (2 d, B n, m)
     bend = differential.curvature(ends, r).reshape(B, n, 2 * d, 2 * d) if exact else None
     blocks = blocks.reshape(2 * d, B, n, -1)
-    return model_from_blocks(r.reshape(B, n, -1), blocks[:d], blocks[d:], bend)
+    return model_from_blocks(r.reshape(B, n, -1), blocks[:d], blocks[d:], widths, bend)
 
 
 class Sum(Manifold):
@@ -567,12 +610,16 @@ class Sum(Manifold):
         """Stack the parts' frames."""
         return torch.cat([part.frame(z) for part in self.parts], -2)
 
-    def chain_model(self, c: Tensor, *, exact: bool = False) -> ChainModel:
+    def chain_model(self, c: Tensor, widths: Tensor, *, exact: bool = False) -> ChainModel:
         """Add the parts' models."""
-        first, *rest = (part.chain_model(c, exact=exact) for part in self.parts)
+        first, *rest = (part.chain_model(c, widths, exact=exact) for part in self.parts)
         for model in rest:
             first = first.plus(model)
         return first
+
+    def _momentum(self, c: Tensor, widths: Tensor) -> tuple[Tensor, int]:
+        covectors, orders = zip(*(part._momentum(c, widths) for part in self.parts), strict=True)
+        return torch.stack(covectors).sum(0), min(orders)
 
     def force(self, z: Tensor, v: Tensor) -> Tensor:
         """Add the parts' forces."""
@@ -583,6 +630,9 @@ class Sum(Manifold):
         """Add the parts' linear curvatures."""
         first, *rest = (part.linear_curvature(z, u, v) for part in self.parts)
         return sum(rest, first)
+
+    def _sketch(self, z: Tensor, whiten: Tensor, tolerance: float) -> Manifold:
+        return Sum(*(part._sketch(z, whiten, tolerance) for part in self.parts))
 
     def admit(self, z: Tensor, name: str = "z") -> None:
         """Admit what every part admits."""
@@ -641,9 +691,13 @@ class Scaled(Manifold):
         """Scale the frame by sqrt(c)."""
         return self._root * self.base.frame(z)
 
-    def chain_model(self, c: Tensor, *, exact: bool = False) -> ChainModel:
+    def chain_model(self, c: Tensor, widths: Tensor, *, exact: bool = False) -> ChainModel:
         """Scale the model by c."""
-        return self.base.chain_model(c, exact=exact).times(self.factor)
+        return self.base.chain_model(c, widths, exact=exact).times(self.factor)
+
+    def _momentum(self, c: Tensor, widths: Tensor) -> tuple[Tensor, int]:
+        covector, order = self.base._momentum(c, widths)
+        return self.factor * covector, order
 
     def force(self, z: Tensor, v: Tensor) -> Tensor:
         """Scale the force by c."""
@@ -652,6 +706,9 @@ class Scaled(Manifold):
     def linear_curvature(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Scale the linear curvature by c."""
         return self.factor * self.base.linear_curvature(z, u, v)
+
+    def _sketch(self, z: Tensor, whiten: Tensor, tolerance: float) -> Manifold:
+        return Scaled(self.factor, self.base._sketch(z, whiten / self._root, tolerance))
 
     def admit(self, z: Tensor, name: str = "z") -> None:
         """Admit what the base admits."""

@@ -13,8 +13,12 @@ from oddity.geometry.manifold import Manifold
 from oddity.numerics.autodiff import Differential
 from oddity.numerics.chain import ChainModel, model_from_blocks, model_from_expansion
 from oddity.numerics.expansion import Expansion
+from oddity.numerics.reduction import reduced
 
 __all__ = ["Pullback", "StochasticDecoder", "expected_metric"]
+
+
+_OUTPUTS_AT_A_TIME = 200_000  # a frame of so many outputs of all points together stays in a processor's cache
 
 
 class Pullback(Manifold):
@@ -87,16 +91,33 @@ class Pullback(Manifold):
             return J
         return self.ambient.push(self.differential(z)[..., None, :].expand(J.mT.shape), J.mT).mT
 
-    def chain_model(self, c: Tensor, *, exact: bool = False) -> ChainModel:
-        """Quadratic model of the energy of chains; into flat space one frame a node serves both its segments."""
+    def chain_model(self, c: Tensor, widths: Tensor, *, exact: bool = False) -> ChainModel:
+        """Quadratic model of the energy of chains; into flat space one frame a node serves all its segments."""
         if self.ambient is None:
-            return self._by_chunks(c, lambda part: self._flat_model(part, exact))
-        return super().chain_model(c, exact=True) if exact else self._by_chunks(c, self._curved_model)
+            return self._by_chunks(c, widths, lambda c, h: self._flat_model(c, h, exact))
+        if exact:
+            return super().chain_model(c, widths, exact=True)
+        return self._by_chunks(c, widths, self._curved_model)
 
-    def _flat_model(self, c: Tensor, exact: bool) -> ChainModel:
-        return model_from_expansion(self.differential.expand(c.flatten(0, 1)), c.shape[1], exact)
+    def _points_at_a_time(self) -> int:
+        return min(2048, max(16, _OUTPUTS_AT_A_TIME // max(1, self.differential.outputs)))
 
-    def _curved_model(self, c: Tensor) -> ChainModel:
+    def _sketch(self, z: Tensor, whiten: Tensor, tolerance: float) -> Manifold:
+        form = self.differential.closed_form
+        small = reduced(form, z, whiten, tolerance) if form is not None and self.ambient is None else None
+        return self if small is None else Pullback(small.values, expansion=small)
+
+    def _flat_model(self, c: Tensor, widths: Tensor, exact: bool) -> ChainModel:
+        return model_from_expansion(self.differential.expand(c.flatten(0, 1)), widths, exact)
+
+    def _momentum(self, c: Tensor, widths: Tensor) -> tuple[Tensor, int]:
+        if self.ambient is not None:
+            return super()._momentum(c, widths)
+        single = self._first_pull(c[:, 0], c[:, 1]) / widths[:, :1]
+        double = self._first_pull(c[:, 0], c[:, 2]) / widths[:, :2].sum(1, keepdim=True)
+        return (double - 4 * single) / 3, 4
+
+    def _curved_model(self, c: Tensor, widths: Tensor) -> ChainModel:
         values, frames = self._along(c)  # (B, n+1, D), (d, B, n+1, D)
         (B, nodes, D), d = values.shape, len(frames)
         ends = torch.cat([values[:, :-1], values[:, 1:]], -1).reshape(-1, 2 * D)
@@ -105,7 +126,7 @@ class Pullback(Manifold):
         directions = torch.cat([torch.cat([left, zero], -1), torch.cat([zero, right], -1)]).reshape(2 * d, -1, 2 * D)
         r, blocks = self._ambient_secant.tangents(ends, directions)
         blocks = blocks.reshape(2 * d, B, nodes - 1, -1)
-        return model_from_blocks(r.reshape(B, nodes - 1, -1), blocks[:d], blocks[d:])
+        return model_from_blocks(r.reshape(B, nodes - 1, -1), blocks[:d], blocks[d:], widths)
 
     def force(self, z: Tensor, v: Tensor) -> Tensor:
         """Covector G z'' of the geodesic through (z, v), ``(*, d), (*, d) -> (*, d)``; into flat space -J'f''[v, v].

@@ -38,6 +38,8 @@ class Roadmap:
         lengths say what the crossing costs.
     lengths : Tensor
         ``(E,)``, the Riemannian length of each straight edge.
+    sketch : Manifold
+        A cheaper metric that is close around the codes and between them, where geodesics are solved first.
 
     Raises
     ------
@@ -72,6 +74,16 @@ class Roadmap:
         if not bool(self.lengths.isfinite().all()):
             i, j = self.edges[~self.lengths.isfinite()][0].tolist()
             raise ValueError(f"the edge between codes {i} and {j} has no finite length; is the metric finite there?")
+
+        self.sketch = M.sketch(self._spread())
+
+    def _spread(self, count: int = 256) -> Tensor:
+        """Points among the codes and on straight lines between them: ``(<= 2 count, d)``."""
+        generator = torch.Generator().manual_seed(0)
+        pairs = torch.randint(len(self.codes), (count, 2), generator=generator).to(self.codes.device)
+        share = torch.rand(count, 1, generator=generator).to(self.codes)
+        a, b = self.codes[pairs[:, 0]], self.codes[pairs[:, 1]]
+        return torch.cat([a, a + share * (b - a)])
 
     def __repr__(self) -> str:
         return f"Roadmap({self.M}, {len(self.codes)} codes, {len(self.edges)} edges)"

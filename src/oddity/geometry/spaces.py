@@ -66,6 +66,7 @@ class _ClosedForm(Manifold):
             decrement=torch.zeros_like(length),
             speed_residual=torch.zeros_like(length),
             start=nested(["closed form"] * converged.numel(), converged.shape),
+            manifold=self,
         )
 
 

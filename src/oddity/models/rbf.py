@@ -5,6 +5,8 @@ The paper's second ingredient. An ordinary network extrapolates its standard dev
 only grow, up to ``zeta ** -0.5``. Its gradient is the wall that keeps geodesics near the data.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
-from oddity.numerics.expansion import Expansion, gram, scaled
+from oddity.numerics.expansion import ClosedForm, Expansion, gram, scaled
 
 #: The precision infinitely far from the data: a largest standard deviation of 10, an order of magnitude
 #: above any error on data in [0, 1]. A smaller value makes a higher wall and a stiffer metric.
@@ -222,8 +224,13 @@ class RBFPrecision(nn.Module):
         """Return the standard deviation, as :meth:`std`: (*, d) -> (*, D)."""
         return self.std(z)
 
-    def expand_std(self, z: Tensor) -> Expansion:
-        r"""Expand :meth:`std` to second order in closed form: (N, d).
+    @property
+    def expand_std(self) -> ClosedForm:
+        """The expansion of :meth:`std` to second order in closed form, (N, d)."""
+        return _StdForm(self)
+
+    def _expand_std(self, z: Tensor) -> Expansion:
+        r"""Value, frame and bend of the standard deviation: (N, d).
 
         With ``u = z - c_k``: ``d beta/dz = -2 W diag(lambda v) u'``, ``J = -1/2 beta^{-3/2} o d beta/dz``, and the
         Hessian of ``<w, std>`` is ``3/4 d beta' diag(w beta^{-5/2}) d beta - 1/2 sum_k (W' w beta^{-3/2})_k H_k`` with
@@ -438,6 +445,26 @@ class WeightLikelihood:
 def _largest_exponent(dtype: torch.dtype) -> float:
     """Return the largest x for which exp(-x), its square and moderate multiples are normal numbers."""
     return -0.45 * math.log(torch.finfo(dtype).tiny)
+
+
+class _StdForm:
+    """The closed form of the standard deviation."""
+
+    def __init__(self, network: RBFPrecision) -> None:
+        self.network = network
+
+    def __call__(self, z: Tensor) -> Expansion:
+        return self.network._expand_std(z)
+
+    def values(self, z: Tensor) -> Tensor:
+        return self.network.std(z)
+
+    def outputs(self, index: Tensor) -> _StdForm:
+        whole = self.network
+        part = RBFPrecision(whole.centres, whole.bandwidths, len(index), zeta=whole.zeta[index])
+        with torch.no_grad():
+            part.weight.copy_(whole.weight[index])
+        return _StdForm(part)
 
 
 def _full_zeta(zeta: float | Tensor, out_features: int) -> Tensor:

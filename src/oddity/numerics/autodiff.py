@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.func import grad, jacrev, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from oddity.numerics.expansion import Expansion, dense_expansion, pull
+from oddity.numerics.expansion import ClosedForm, Expansion, dense_expansion, pull
 
 __all__ = ["BEND_MODES", "MODES", "SECOND_MODES", "Differential", "gradient"]
 
@@ -182,6 +182,8 @@ class Differential:
         The mode of :meth:`curvature`: a key of :data:`BEND_MODES`, or None before its first call.
     second_mode : str or None
         The mode of :meth:`second`: a key of :data:`SECOND_MODES`, or None before its first call.
+    outputs : int
+        D, or 0 before the first check.
 
     Raises
     ------
@@ -212,12 +214,18 @@ class Differential:
         self.second_mode: str | None = None
         self._module = _owning_module(f)
         self._known: set[tuple[int, torch.dtype, torch.device]] = set()
+        self.outputs = 0
         self._refuse_training()
 
     @property
     def name(self) -> str:
         """A short name of the function for messages."""
         return str(getattr(self._f, "__qualname__", type(self._f).__name__))
+
+    @property
+    def closed_form(self) -> ClosedForm | None:
+        """The closed form output by output, where there is one."""
+        return self._expansion if isinstance(self._expansion, ClosedForm) else None
 
     def check(self, z: Tensor) -> None:
         """Refuse, with a remedy, points that the function cannot map. Cheap after the first call."""
@@ -269,6 +277,7 @@ class Differential:
                 f"({len(rows)}, D)"
             )
         self._check_expansion(rows, value)
+        self.outputs = value[0].numel()
 
     def _check_expansion(self, rows: Tensor, value: Tensor) -> None:
         """Hold a closed form against the function itself, once: its value, and a fixed weighting of its slopes."""

@@ -23,7 +23,9 @@ __all__ = [
     "ChainModel",
     "ChainProblem",
     "ChainSolution",
+    "doubled",
     "interpolate_chain",
+    "interpolate_uneven",
     "model_from_blocks",
     "model_from_expansion",
     "node_slopes",
@@ -32,14 +34,19 @@ __all__ = [
 
 
 class ChainModel(NamedTuple):
-    """The local quadratic model of the energy of B chains in their n-1 inner nodes."""
+    """The local quadratic model of the energy of B chains in their n-1 inner nodes.
+
+    The first blocks are those of Gauss and Newton, the bend is what the exact Hessian has besides.
+    """
 
     energy: Tensor  # (B,)
     gradient: Tensor  # (B, n-1, d)
-    diagonal: Tensor  # (B, n-1, d, d)   Gauss-Newton: sums of J'J
-    upper: Tensor  # (B, n-2, d, d)
-    bend_diagonal: Tensor  # (B, n-1, d, d)   what the exact Hessian has besides, or zero
-    bend_upper: Tensor  # (B, n-2, d, d)
+    diagonal: Tensor  # (B, n-1, d, d)
+    upper: Tensor  # (B, n-2, d, d)   between neighbours
+    skip: Tensor  # (B, n/2-2, d, d)   between nodes 2 and 4, 4 and 6, ...
+    bend_diagonal: Tensor
+    bend_upper: Tensor
+    bend_skip: Tensor
 
     def plus(self, other: ChainModel) -> ChainModel:
         """Model of the sum of two energies."""
@@ -59,14 +66,24 @@ class ChainModel(NamedTuple):
             *(torch.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b) for a, b in zip(self, other, strict=True))
         )
 
+    def without_bend(self) -> ChainModel:
+        """Return the Gauss-Newton model."""
+        diagonal, upper, skip = (torch.zeros_like(x) for x in (self.bend_diagonal, self.bend_upper, self.bend_skip))
+        return self._replace(bend_diagonal=diagonal, bend_upper=upper, bend_skip=skip)
+
     @staticmethod
     def cat(models: list[ChainModel]) -> ChainModel:
         """Models of several batches as one."""
         return ChainModel(*(torch.cat(parts) for parts in zip(*models, strict=True)))
 
 
-def model_from_blocks(r: Tensor, left: Tensor, right: Tensor, bend: Tensor | None = None) -> ChainModel:
-    """Model of n/2 sum |r_i|^2 from each residual and its derivatives by its two nodes.
+def doubled(widths: Tensor) -> Tensor:
+    """Widths of every two segments together: ``(*, n) -> (*, n/2)``."""
+    return widths[..., ::2] + widths[..., 1::2]
+
+
+def model_from_blocks(r: Tensor, left: Tensor, right: Tensor, widths: Tensor, bend: Tensor | None = None) -> ChainModel:
+    """Model of 1/2 sum |r_i|^2 / h_i, of second order in the step, from each residual and its derivatives.
 
     Parameters
     ----------
@@ -74,17 +91,22 @@ def model_from_blocks(r: Tensor, left: Tensor, right: Tensor, bend: Tensor | Non
         ``(B, n, m)``, the residual of each segment.
     left, right
         ``(d, B, n, m)``, the derivatives of r_i by node i and by node i + 1.
+    widths
+        ``(B, n)``, the widths h_i of the segments.
     bend
         ``(B, n, 2d, 2d)``, the Hessian of <w, r_i> in both its nodes at w = r_i, for the exact model.
     """
     (d, B, n, m), per_segment = left.shape, r.shape[:2]
     jacobian = torch.cat([left, right]).reshape(2 * d, B * n, m)
-    H = gram(jacobian, jacobian).reshape(*per_segment, 2 * d, 2 * d)
-    g = pull(jacobian, r.reshape(B * n, m)).reshape(*per_segment, 2 * d)
+    stiff = 1 / widths
+    H = stiff[..., None, None] * gram(jacobian, jacobian).reshape(*per_segment, 2 * d, 2 * d)
+    g = stiff[..., None] * pull(jacobian, r.reshape(B * n, m)).reshape(*per_segment, 2 * d)
     gradient = g[:, 1:, :d] + g[:, :-1, d:]
-    energy = 0.5 * r.square().sum((-2, -1))
-    bent = torch.zeros_like(H) if bend is None else bend
-    return ChainModel(energy, gradient, *_node_blocks(H, d), *_node_blocks(bent, d)).times(n)
+    energy = 0.5 * (stiff * r.square().sum(-1)).sum(-1)
+    bent = torch.zeros_like(H) if bend is None else stiff[..., None, None] * bend
+    none = r.new_zeros(B, max(0, n // 2 - 2), d, d)
+    (diagonal, upper), (bend_diagonal, bend_upper) = _node_blocks(H, d), _node_blocks(bent, d)
+    return ChainModel(energy, gradient, diagonal, upper, none, bend_diagonal, bend_upper, none)
 
 
 def _node_blocks(H: Tensor, d: int) -> tuple[Tensor, Tensor]:
@@ -92,48 +114,61 @@ def _node_blocks(H: Tensor, d: int) -> tuple[Tensor, Tensor]:
     return H[:, 1:, :d, :d] + H[:, :-1, d:, d:], H[:, 1:-1, :d, d:]
 
 
-def model_from_expansion(f: Expansion, nodes: int, exact: bool) -> ChainModel:
-    """Model of n/2 sum |f(c_i+1) - f(c_i)|^2: one frame a node serves both its segments.
+def model_from_expansion(f: Expansion, widths: Tensor, exact: bool) -> ChainModel:
+    """Model of an energy of fourth order of f along chains: one frame a node serves all its segments.
+
+    The energy is (4 E - E_2) / 3, where E_2 sees every second node only. Since the chord of a double segment is the sum
+    of two, E_2 <= E (Cauchy and Schwarz): the combination is bounded below by E, and so is its Gauss-Newton matrix.
+    Where the two differ, a segment steps over something, and that costs extra.
 
     Parameters
     ----------
     f
-        Expansion at the nodes of all chains, ``(B * nodes, d)``, chain after chain.
-    nodes
-        n + 1, the nodes of a chain.
+        Expansion at the nodes of all chains, ``(B * (n+1), d)``, chain after chain.
+    widths
+        ``(B, n)``, the widths of the segments; n is even.
     exact
-        Whether the model shall hold the bend: the Hessian of <w, f> at w = 2 f(c_i) - f(c_i-1) - f(c_i+1).
+        Whether the model shall hold the bend: the Hessian of <w, f> at w = dE/df.
     """
-    value, frame = f.value, f.frame  # (N, m), (d, N, m)
-    d = len(frame)
-    r = value.diff(dim=0)  # (N-1, m)   rows between two chains belong to none
-    w = torch.zeros_like(value)
-    w[1:-1] = r[:-1] - r[1:]
-    across = torch.bmm(frame[:, :-1].permute(1, 0, 2), frame[:, 1:].permute(1, 2, 0))  # (N-1, d, d)
+    frame = f.frame  # (d, N, m)
+    B, n = widths.shape
 
     def by_chain(x: Tensor) -> Tensor:
-        return x.reshape(-1, nodes, *x.shape[1:])
+        return torch.nn.functional.pad(x, [*[0] * (2 * x.ndim - 1), B * (n + 1) - len(x)]).reshape(
+            B, n + 1, *x.shape[1:]
+        )
 
-    energy = 0.5 * by_chain(_with_last(r.square().sum(-1)))[:, :-1].sum(-1)
+    value = by_chain(f.value)
+    # the energy is 1/2 sum stiff |r|^2 over single segments, less 1/2 sum loose |r|^2 over double ones
+    stiff, loose = 4 / (3 * widths), 1 / (3 * doubled(widths))  # (B, n), (B, n/2)
+    r, double = value.diff(dim=1), value[:, ::2].diff(dim=1)  # (B, n, m), (B, n/2, m)
+    energy = 0.5 * ((stiff * r.square().sum(-1)).sum(-1) - (loose * double.square().sum(-1)).sum(-1))
+    w = torch.zeros_like(value)
+    pulls = stiff[..., None] * r
+    torch.sub(pulls[:, :-1], pulls[:, 1:], out=w[:, 1:-1])
+    w[:, 2:-2:2] += (loose[..., None] * double).diff(dim=1)
+    w = w.reshape(f.value.shape)
+
+    def blocks(apart: int) -> Tensor:
+        near, far = (frame, frame) if apart == 0 else (frame[:, :-apart], frame[:, apart:])
+        return by_chain(torch.bmm(near.permute(1, 0, 2), far.permute(1, 2, 0)))  # (B, n+1, d, d)
+
+    mass = stiff[:, :-1] + stiff[:, 1:]  # (B, n-1)
+    mass[:, 1::2] -= loose[:, :-1] + loose[:, 1:]
+    diagonal = mass[..., None, None] * blocks(0)[:, 1:-1]
+    upper = -stiff[:, 1:-1, None, None] * blocks(1)[:, 1:-2]
+    skip = loose[:, 1:-1, None, None] * blocks(2)[:, 2:-4:2]
+    none = w.new_zeros(1, 1, 1, 1)
+    bend = by_chain(f.bend(w))[:, 1:-1] if exact else none.expand_as(diagonal)
     gradient = by_chain(pull(frame, w))[:, 1:-1]
-    diagonal = 2 * by_chain(gram(frame, frame))[:, 1:-1]
-    upper = -by_chain(_with_last(across))[:, 1:-2]
-    bend = by_chain(f.bend(w))[:, 1:-1] if exact else w.new_zeros(1, 1, d, d).expand_as(diagonal)
-    return ChainModel(energy, gradient, diagonal, upper, bend, w.new_zeros(1, 1, d, d).expand_as(upper)).times(
-        nodes - 1
-    )
-
-
-def _with_last(x: Tensor) -> Tensor:
-    """Add a row, so that there are as many as nodes."""
-    return torch.cat([x, x[-1:]])
+    return ChainModel(energy, gradient, diagonal, upper, skip, bend, none.expand_as(upper), none.expand_as(skip))
 
 
 class ChainProblem(Protocol):
     """What the solver asks of a problem: a quadratic model of the energy at given chains."""
 
-    def chain_model(self, c: Tensor, *, exact: bool = False) -> ChainModel:
-        """Quadratic model at the chains c, ``(B, n+1, d)``; exact asks for the bend of the Hessian too."""
+    def chain_model(self, c: Tensor, widths: Tensor, *, exact: bool = False) -> ChainModel:
+        """Model at chains c ``(B, n+1, d)`` with segments of given widths ``(B, n)``; exact asks for the bend too."""
         ...
 
 
@@ -151,23 +186,26 @@ class ChainSolution(NamedTuple):
 def solve_chain(
     problem: ChainProblem,
     start: Tensor,
+    widths: Tensor | None = None,
     *,
     tolerance: float | None = None,
     max_iterations: int = 200,
     exact: bool = False,
 ) -> ChainSolution:
-    """Minimise the energy of each chain: damped Gauss-Newton first, Newton's method to finish.
+    """Minimise the energy of each chain: damped Gauss-Newton first, damped Newton to finish.
 
-    Gauss-Newton descends from any start but contracts slowly where a curve is nearly conjugate; Newton's method
-    converges quadratically near a minimum and is drawn to saddles elsewhere. A chain therefore moves on to the
-    exact Hessian once a step promises little, and falls back to Gauss-Newton wherever that is not positive definite.
+    Gauss-Newton descends from any start but contracts slowly where a curve is nearly conjugate, and crawls where a
+    direction costs almost nothing. A chain therefore moves on to the exact Hessian once a step promises little;
+    where that is not positive definite, damping makes it so, and the step leaves the saddle.
 
     Parameters
     ----------
     problem
         Gives the quadratic model of the energy at a batch of chains.
     start
-        ``(B, n+1, d)``. The two end nodes of each chain stay fixed.
+        ``(B, n+1, d)``, n even. The two end nodes of each chain stay fixed.
+    widths
+        ``(B, n)``, the widths of the segments, which sum to one; default 1/n.
     tolerance
         A chain is stationary when a nearly undamped step promises to lower its energy by less than this share.
         Default ``eps ** 0.75`` of the dtype: 6e-6 in float32, 2e-12 in float64.
@@ -183,7 +221,7 @@ def solve_chain(
     """
     tol = torch.finfo(start.dtype).eps ** 0.75 if tolerance is None else tolerance
     B, n = len(start), start.shape[1] - 1
-    c = start.clone()
+    c, h = start.clone(), start.new_full((B, n), 1 / n) if widths is None else widths
     energy, decrement = start.new_zeros(B), start.new_zeros(B)
     iterations = torch.zeros(B, dtype=torch.long, device=start.device)
     status = torch.full((B,), _RUNNING, device=start.device)
@@ -193,29 +231,32 @@ def solve_chain(
         return ChainSolution(c, energy, decrement, iterations, status == _STATIONARY, [])
     live = torch.arange(B, device=start.device)
     x, damping, newton = c.clone(), start.new_zeros(B), torch.full((B,), exact, device=start.device)
-    model = problem.chain_model(x, exact=exact)
+    model = problem.chain_model(x, h, exact=exact)
     energy = model.energy.clone()
     status[~_finite(model)] = _NOT_FINITE
     for iteration in range(max_iterations + 1):
         going = status[live] == _RUNNING
         if not bool(going.all()):
-            live, x, damping, newton, model = live[going], x[going], damping[going], newton[going], model.at(going)
+            live, x, h, damping, newton = live[going], x[going], h[going], damping[going], newton[going]
+            model = model.at(going)
         if len(live) == 0:
             break
-        step, promised, definite = _damped_step(model, damping, n)
-        decrement[live] = promised / model.energy.clamp(min=torch.finfo(x.dtype).tiny)
+        step, promised, damping, solved = _damped_step(model, damping, n)
+        left = _undamped_promise(model, promised, damping, tol)
+        decrement[live] = left / model.energy.clamp(min=torch.finfo(x.dtype).tiny)
         iterations[live] = iteration
-        small = definite & (promised <= tol * model.energy) & (damping <= 1)
+        small = solved & (left <= tol * model.energy)
         status[live[damping > _MAX_DAMPING]] = _STUCK
         status[live[small]] = _STATIONARY
         if iteration == max_iterations or bool(small.all()):
             continue
-        newton = newton | (definite & (promised <= max(_NEWTON_BELOW, tol) * model.energy))
+        newton = newton | (solved & (promised <= max(_NEWTON_BELOW, tol) * model.energy))
+        moving = solved & ~small
         trial = x.clone()
-        trial[:, 1:-1] += torch.where((definite & ~small)[:, None, None], step, 0.0)
-        trial_model = _evaluate(problem, trial, newton)
+        trial[:, 1:-1] += torch.where(moving[:, None, None], step, 0.0)
+        trial_model = _evaluate(problem, trial, h, newton)
         gain = (model.energy - trial_model.energy) / promised
-        better = definite & ~small & (gain > 1e-4) & _finite(trial_model)
+        better = moving & (gain > 1e-4) & _finite(trial_model)
         x, model = torch.where(better[:, None, None], trial, x), trial_model.where(better, model)
         damping = torch.where(better, _relaxed(damping, gain), (4 * damping).clamp(min=1.0))
         c[live], energy[live] = x, model.energy
@@ -238,46 +279,68 @@ _MAX_DAMPING = 1e12
 _NEWTON_BELOW = 1e-2  # share of the energy that a step promises, below which the exact Hessian takes over
 
 
-def _evaluate(problem: ChainProblem, c: Tensor, exact: Tensor) -> ChainModel:
+def _evaluate(problem: ChainProblem, c: Tensor, h: Tensor, exact: Tensor) -> ChainModel:
     """Model each chain in its own mode."""
     if bool(exact.all()) or not bool(exact.any()):
-        return problem.chain_model(c, exact=bool(exact.all()))
+        return problem.chain_model(c, h, exact=bool(exact.all()))
     back = torch.cat([exact.nonzero()[:, 0], (~exact).nonzero()[:, 0]]).argsort()
-    parts = [problem.chain_model(c[exact], exact=True), problem.chain_model(c[~exact])]
+    parts = [problem.chain_model(c[exact], h[exact], exact=True), problem.chain_model(c[~exact], h[~exact])]
     return ChainModel.cat(parts).at(back)
 
 
-def _damped_step(model: ChainModel, damping: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Solve (H + P) s = -g; return s, the decrease that the model promises, and whether H + P is definite.
+def _damped_step(model: ChainModel, damping: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Solve (H + P) s = -g; return s, the decrease that the model promises, the damping that it took, and success.
 
-    H is the exact Hessian where the model has its bend and that is positive definite; else with half the bend, else
-    with none, which is Gauss-Newton.
+    H is the exact Hessian where the model has its bend. Where H + P is not positive definite, the damping rises until
+    it is: a step that follows the negative curvature, of a length that trust allows.
 
     The longest mode of a chain is (pi/n)^2 / 2 times softer than its diagonal blocks, so damping is counted in
-    that unit: at 1 it halves the step along the longest mode. It follows the metric, with a small isotropic part
-    for metrics that are rank-deficient; it changes the path to the solution and never the solution.
+    that unit: at 1 it halves the step along the longest mode. It follows the metric, with an isotropic part that
+    holds directions which cost almost nothing; it changes the path to the solution and never the solution.
     """
     D = model.diagonal
-    d = D.shape[-1]
     scale = D.diagonal(dim1=-2, dim2=-1).mean(-1).amax(-1) if D.shape[1] else D.new_zeros(len(D))  # (B,)
-    eye = torch.eye(d, dtype=D.dtype, device=D.device)
-    weight = damping * 0.5 * (math.pi / n) ** 2
-    P = weight[:, None, None, None] * (D + 1e-3 * scale[:, None, None, None] * eye)
-    bent = D + P + model.bend_diagonal, model.upper + model.bend_upper
-    step, definite = solve_block_tridiagonal(*bent, -model.gradient)
-    if not bool(definite.all()):
-        rest = (~definite).nonzero()[:, 0]
-        for share in (0.5, 0.0):
-            m = model.at(rest)
-            step[rest], definite[rest] = solve_block_tridiagonal(
-                m.diagonal + P[rest] + share * m.bend_diagonal, m.upper + share * m.bend_upper, -m.gradient
-            )
-            rest = rest[~definite[rest]]
-            if len(rest) == 0:
-                break
+    eye = torch.eye(D.shape[-1], dtype=D.dtype, device=D.device)
+    unit = 0.5 * (math.pi / n) ** 2 * (D + _ISOTROPIC * scale[:, None, None, None] * eye)
+    P = damping[:, None, None, None] * unit
+    step, solved = _solve(model, P)
+    damping = damping.clone()
+    for _ in range(_RAISES):
+        rest = (~solved).nonzero()[:, 0]
+        if len(rest) == 0:
+            break
+        damping[rest] = (4 * damping[rest]).clamp(min=0.1)
+        P[rest] = damping[rest, None, None, None] * unit[rest]
+        step[rest], solved[rest] = _solve(model.at(rest), P[rest])
     # s'(H + P) s = -g's, so the undamped model falls by -g's/2 + s'P s/2
     promised = 0.5 * ((P @ step[..., None])[..., 0] - model.gradient).mul(step).sum((-2, -1))
-    return step, promised, definite & step.isfinite().all(-1).all(-1)
+    return step, promised, damping, solved & step.isfinite().all(-1).all(-1)
+
+
+_ISOTROPIC = 0.1
+_RAISES = 12  # times 4 each: what is not definite then has a Hessian that is not finite
+
+
+def _undamped_promise(model: ChainModel, promised: Tensor, damping: Tensor, tol: float) -> Tensor:
+    """What is left to be gained: the promise, or that of an undamped Gauss-Newton step where damping made it small."""
+    held = ((damping > 1) & (promised <= tol * model.energy)).nonzero()[:, 0]
+    if len(held) == 0:
+        return promised
+    flat = model.at(held).without_bend()
+    step, solved = _solve(flat, torch.zeros_like(flat.diagonal))
+    left = promised.clone()
+    left[held] = torch.where(solved, -0.5 * (flat.gradient * step).sum((-2, -1)), torch.inf)
+    return left
+
+
+def _solve(model: ChainModel, P: Tensor) -> tuple[Tensor, Tensor]:
+    """Solve (H + P) s = -g; return s, and whether H + P is positive definite."""
+    return solve_block_tridiagonal(
+        model.diagonal + P + model.bend_diagonal,
+        model.upper + model.bend_upper,
+        -model.gradient,
+        model.skip + model.bend_skip,
+    )
 
 
 def _relaxed(damping: Tensor, gain: Tensor) -> Tensor:
@@ -313,7 +376,7 @@ def interpolate_chain(c: Tensor, t: Tensor) -> Tensor:
     c
         ``(*, n+1, d)``, nodes at 0, 1/n, ..., 1.
     t
-        ``(T,)`` in [0, 1].
+        ``(T,)`` in [0, 1], or ``(*, T)``, for each chain its own.
 
     Returns
     -------
@@ -328,11 +391,34 @@ def interpolate_chain(c: Tensor, t: Tensor) -> Tensor:
     True
     """
     n = c.shape[-2] - 1
-    slope = node_slopes(c)
-    left = (t * n).floor().long().clamp(0, n - 1)  # (T,)
-    s = (t * n - left)[:, None].to(c.dtype)  # (T, 1)
-    a, b = c[..., left, :], c[..., left + 1, :]
-    u, v = slope[..., left, :], slope[..., left + 1, :]
+    left = (t * n).floor().long().clamp(0, n - 1)  # (T,) or (*, T)
+    return _hermite(c, node_slopes(c), left, (t * n - left).to(c.dtype), c.new_ones(()))
+
+
+def interpolate_uneven(t_nodes: Tensor, c: Tensor, t: Tensor) -> Tensor:
+    """Evaluate the same interpolant of nodes at growing times ``(*, n+1)``, smooth in the node's number.
+
+    t ``(T,)`` or ``(*, T)`` between the first time and the last; returns ``(*, T, d)``.
+    """
+    n = c.shape[-2] - 1
+    pace = node_slopes(t_nodes[..., None])  # (*, n+1, 1)
+    t = t.expand(*t_nodes.shape[:-1], t.shape[-1]).contiguous()
+    left = (torch.searchsorted(t_nodes.contiguous(), t, right=True) - 1).clamp(0, n - 1)
+    begin = t_nodes.gather(-1, left)
+    width = t_nodes.gather(-1, left + 1) - begin
+    safe = pace.clamp(min=0.2 * t_nodes.diff().amin(-1)[..., None, None])
+    return _hermite(c, node_slopes(c) / safe, left, (t - begin) / width, width)
+
+
+def _hermite(c: Tensor, slope: Tensor, left: Tensor, s: Tensor, width: Tensor) -> Tensor:
+    """Cubic on the segment right of node ``left``, at the share s of it; slopes by a parameter of that width."""
+    if left.ndim == 1:
+        a, b, u, v = (x[..., left + k, :] for x in (c, slope) for k in (0, 1))
+    else:
+        at = left[..., None].expand(*left.shape, c.shape[-1])
+        a, b, u, v = (x.gather(-2, at + k) for x in (c, slope) for k in (0, 1))
+    s, width = s[..., None], width[..., None]
+    u, v = width * u, width * v
     return a + s * (u + s * ((3 * (b - a) - 2 * u - v) + s * (2 * (a - b) + u + v)))
 
 

@@ -9,12 +9,12 @@ form, several times faster, since one tape of pre-activations serves value, fram
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Expansion", "dense_expansion", "gram", "pull"]
+__all__ = ["ClosedForm", "Expansion", "dense_expansion", "gram", "pull"]
 
 
 class Expansion(NamedTuple):
@@ -38,7 +38,7 @@ def pull(frame: Tensor, w: Tensor) -> Tensor:
     return torch.bmm(w[:, None], frame.permute(1, 2, 0))[:, 0]
 
 
-def dense_expansion(net: nn.Module) -> Callable[[Tensor], Expansion] | None:
+def dense_expansion(net: nn.Module) -> ClosedForm | None:
     """Closed-form expansion of a dense network, or None where it is not one.
 
     Parameters
@@ -49,9 +49,10 @@ def dense_expansion(net: nn.Module) -> Callable[[Tensor], Expansion] | None:
 
     Returns
     -------
-    callable or None
-        ``(N, d) -> Expansion``. By the chain rule the Hessian of <w, f> is a sum over the activations s of
-        P' diag(g s'') P, with P the derivative of the pre-activation and g the adjoint of the activation.
+    ClosedForm or None
+        Called with points ``(N, d)`` it gives their :class:`Expansion`. By the chain rule the Hessian of <w, f> is a
+        sum over the activations s of P' diag(g s'') P, with P the derivative of the pre-activation and g the adjoint of
+        the activation.
 
     Examples
     --------
@@ -61,7 +62,50 @@ def dense_expansion(net: nn.Module) -> Callable[[Tensor], Expansion] | None:
     >>> value.shape, frame.shape, bend(value).shape
     (torch.Size([5, 3]), torch.Size([2, 5, 3]), torch.Size([5, 2, 2]))
     """
-    return (lambda z: _expand_dense(list(net), z)) if _is_dense(net) else None
+    return _Dense(list(net)) if _is_dense(net) else None
+
+
+@runtime_checkable
+class ClosedForm(Protocol):
+    """A function whose expansion is known in closed form, output by output."""
+
+    def __call__(self, z: Tensor) -> Expansion:
+        """Value, frame and bend: ``(N, d)``."""
+        ...
+
+    def values(self, z: Tensor) -> Tensor:
+        """Value alone: ``(N, d) -> (N, D)``."""
+        ...
+
+    def outputs(self, index: Tensor) -> ClosedForm:
+        """The same function with these outputs only, of which there are k: ``(k,)``."""
+        ...
+
+
+class _Dense:
+    """The closed form of a dense network."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        self.layers = layers
+
+    def __call__(self, z: Tensor) -> Expansion:
+        return _expand_dense(self.layers, z)
+
+    def values(self, z: Tensor) -> Tensor:
+        for layer in self.layers:
+            z = layer(z)
+        return z
+
+    def outputs(self, index: Tensor) -> _Dense:
+        last = max(i for i, layer in enumerate(self.layers) if isinstance(layer, nn.Linear))
+        whole = self.layers[last]
+        assert isinstance(whole, nn.Linear)
+        part = nn.Linear(whole.in_features, len(index), bias=whole.bias is not None).to(whole.weight)
+        with torch.no_grad():
+            part.weight.copy_(whole.weight[index])
+            if whole.bias is not None:
+                part.bias.copy_(whole.bias[index])
+        return _Dense([*self.layers[:last], part, *self.layers[last + 1 :]])
 
 
 def _is_dense(net: nn.Module) -> TypeGuard[nn.Sequential]:

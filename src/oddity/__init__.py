@@ -35,6 +35,11 @@ if TYPE_CHECKING:  # what type checkers and editors see; at run time the same na
     from oddity.geometry.spaces import Hyperbolic as Hyperbolic
     from oddity.geometry.spaces import Sphere as Sphere
     from oddity.geometry.spaces import TensorField as TensorField
+    from oddity.geometry.uncertainty import LengthUncertainty as LengthUncertainty
+    from oddity.geometry.uncertainty import expected_norm as expected_norm
+    from oddity.geometry.uncertainty import length_uncertainty as length_uncertainty
+    from oddity.geometry.uncertainty import metric_variance as metric_variance
+    from oddity.geometry.uncertainty import squared_speed_variance as squared_speed_variance
     from oddity.models.rbf import RBFPrecision as RBFPrecision
     from oddity.models.storage import SavedModel as SavedModel
     from oddity.models.storage import load_model as load_model
@@ -44,6 +49,17 @@ if TYPE_CHECKING:  # what type checkers and editors see; at run time the same na
     from oddity.models.vae import VAE as VAE
     from oddity.models.vae import GaussianDecoder as GaussianDecoder
     from oddity.models.vae import SigmaNetwork as SigmaNetwork
+    from oddity.statistics.brownian import DataSupport as DataSupport
+    from oddity.statistics.brownian import Walk as Walk
+    from oddity.statistics.brownian import brownian_motion as brownian_motion
+    from oddity.statistics.brownian import heat_kernel_samples as heat_kernel_samples
+    from oddity.statistics.brownian import manifold_samples as manifold_samples
+    from oddity.statistics.interpolation import Analogy as Analogy
+    from oddity.statistics.interpolation import Interpolation as Interpolation
+    from oddity.statistics.interpolation import analogy as analogy
+    from oddity.statistics.interpolation import interpolate as interpolate
+    from oddity.statistics.stability import Stability as Stability
+    from oddity.statistics.stability import stability as stability
 
 _HOME = {
     name: home
@@ -56,10 +72,26 @@ _HOME = {
         "oddity.geometry.pullback": ["Pullback", "expected_metric"],
         "oddity.geometry.roadmap": ["Roadmap"],
         "oddity.geometry.spaces": ["Conformal", "Euclidean", "Hyperbolic", "Sphere", "TensorField"],
+        "oddity.geometry.uncertainty": [
+            "LengthUncertainty",
+            "expected_norm",
+            "length_uncertainty",
+            "metric_variance",
+            "squared_speed_variance",
+        ],
         "oddity.models.rbf": ["RBFPrecision"],
         "oddity.models.storage": ["SavedModel", "load_model", "save_model"],
         "oddity.models.training": ["fit_sigma_network", "fit_vae"],
         "oddity.models.vae": ["VAE", "GaussianDecoder", "SigmaNetwork"],
+        "oddity.statistics.brownian": [
+            "DataSupport",
+            "Walk",
+            "brownian_motion",
+            "heat_kernel_samples",
+            "manifold_samples",
+        ],
+        "oddity.statistics.interpolation": ["Analogy", "Interpolation", "analogy", "interpolate"],
+        "oddity.statistics.stability": ["Stability", "stability"],
     }.items()
     for name in names
 }

@@ -25,8 +25,8 @@ class Geodesic:
     Attributes
     ----------
     points : Tensor
-        ``(*, n+1, d)``, nodes at equal steps of Riemannian length: t = 0, 1/n, ..., 1. A batch shares the finest grid
-        that one of its curves needed.
+        ``(*, n+1, d)``, nodes at equal steps of Riemannian length: t = 0, 1/n, ..., 1. A batch shares a grid twice as
+        fine as the finest on which one of its curves was solved.
     length : Tensor
         ``(*,)``, measured on a grid finer than the one that was solved.
     length_error : Tensor

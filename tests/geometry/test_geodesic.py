@@ -272,6 +272,27 @@ def test_a_bad_pair_is_told_and_its_neighbours_are_untouched() -> None:
     assert good.require() is good
 
 
+@pytest.mark.parametrize("road", [False, True])
+def test_companions_do_not_matter_to_the_last_bit_at_the_size_of_images(road: bool) -> None:
+    torch.manual_seed(0)
+    z = torch.randn(60, 2)
+    mean = torch.nn.Sequential(
+        torch.nn.Linear(2, 32), torch.nn.Tanh(), torch.nn.Linear(32, 64), torch.nn.Tanh(), torch.nn.Linear(64, 784)
+    )
+    M = oddity.expected_metric(oddity.GaussianDecoder(mean, oddity.RBFPrecision.from_codes(z, 784)).eval())
+    init = Roadmap(M, z) if road else None
+    a, b = z[:9], z[9:18]
+    together = M.geodesic(a, b, init=init)
+    assert together.converged.sum() > 4
+    lost = b.clone()
+    lost[4] = 1e30
+    others = [0, 1, 2, 3, 5, 6, 7, 8]
+    with_a_bad_one, alone = M.geodesic(a, lost, init=init), M.geodesic(a[8], b[8], init=init)
+    assert not with_a_bad_one.converged[4]
+    assert torch.equal(with_a_bad_one.length[others], together.length[others])
+    assert torch.equal(alone.length, together.length[8])
+
+
 def test_an_unresolved_curve_is_not_called_converged() -> None:
     M = Pullback(lambda z: torch.cat([z, 3 * torch.tanh(40 * (z[:, :1] - 0.5))], 1))
     a, b = torch.tensor([0.0, 0.0], dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)

@@ -408,7 +408,7 @@ def _refined(c: Tensor, widths: Tensor, measured: _Measured) -> tuple[Tensor, Te
     that a curve stays smooth as a function of the node's number, and every rule for even grids holds in that number.
     The widths follow the measured steps: a segment that ran over a wall gets the time that the wall takes.
     """
-    density = _smoothed(measured.missed ** (1 / 3))
+    density = _smoothed((measured.missed.log() / 3).exp())  # the cube root; pow has other rounding at an array's end
     widths = widths * _smoothed(measured.steps / widths)
     numbers, n = _times(c.shape[1] - 1, c), 2 * (c.shape[1] - 1)
     places = _times_of(density + density.mean(-1, keepdim=True))

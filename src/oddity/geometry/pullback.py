@@ -81,7 +81,8 @@ class Pullback(Manifold):
     def _squares(self, c: Tensor, strides: tuple[int, ...]) -> list[Tensor]:
         if self.ambient is not None:
             return super()._squares(c, strides)
-        values = self.differential(c)  # each node mapped once for all strides
+        values = self.differential(_padded(c))[: c.shape[0] * c.shape[1]]  # each node mapped once for all strides
+        values = values.reshape(*c.shape[:-1], -1)
         return [values[:, ::s].diff(dim=1).square().sum(-1) for s in strides]
 
     def frame(self, z: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ class Pullback(Manifold):
         return self if small is None else Pullback(small.values, expansion=small)
 
     def _flat_model(self, c: Tensor, widths: Tensor, exact: bool) -> ChainModel:
-        return model_from_expansion(self.differential.expand(c.flatten(0, 1)), widths, exact)
+        return model_from_expansion(self.differential.expand(_padded(c)), widths, exact)
 
     def _momentum(self, c: Tensor, widths: Tensor) -> tuple[Tensor, int]:
         if self.ambient is not None:
@@ -174,6 +175,16 @@ class Pullback(Manifold):
     def __repr__(self) -> str:
         inside = self.differential.name + ("" if self.ambient is None else f", {self.ambient}")
         return f"Pullback({inside})"
+
+
+def _padded(c: Tensor) -> Tensor:
+    """The nodes of all chains, and the last of them again until their number is a multiple of 16: ``(N, d)``.
+
+    A processor treats the rest of an array that does not fill its registers by other code, with other rounding. Here
+    that rest belongs to no chain, so that a chain's numbers do not depend on whether it is the last of its batch.
+    """
+    z = c.flatten(0, 1)
+    return torch.cat([z, z[-1:].expand(-len(z) % 16, -1)]) if len(z) else z
 
 
 @runtime_checkable

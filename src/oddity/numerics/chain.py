@@ -124,7 +124,7 @@ def model_from_expansion(f: Expansion, widths: Tensor, exact: bool) -> ChainMode
     Parameters
     ----------
     f
-        Expansion at the nodes of all chains, ``(B * (n+1), d)``, chain after chain.
+        Expansion at the nodes of all chains, ``(B * (n+1), d)``, chain after chain; further rows are left alone.
     widths
         ``(B, n)``, the widths of the segments; n is even.
     exact
@@ -134,20 +134,21 @@ def model_from_expansion(f: Expansion, widths: Tensor, exact: bool) -> ChainMode
     B, n = widths.shape
 
     def by_chain(x: Tensor) -> Tensor:
-        return torch.nn.functional.pad(x, [*[0] * (2 * x.ndim - 1), B * (n + 1) - len(x)]).reshape(
-            B, n + 1, *x.shape[1:]
-        )
+        missing = B * (n + 1) - len(x)  # of pairs, which end before the last node; those between chains belong to none
+        whole = torch.cat([x, x[:missing]]) if missing > 0 else x[: B * (n + 1)]
+        return whole.reshape(B, n + 1, *x.shape[1:])
 
     value = by_chain(f.value)
     # the energy is 1/2 sum stiff |r|^2 over single segments, less 1/2 sum loose |r|^2 over double ones
     stiff, loose = 4 / (3 * widths), 1 / (3 * doubled(widths))  # (B, n), (B, n/2)
     r, double = value.diff(dim=1), value[:, ::2].diff(dim=1)  # (B, n, m), (B, n/2, m)
-    energy = 0.5 * ((stiff * r.square().sum(-1)).sum(-1) - (loose * double.square().sum(-1)).sum(-1))
-    w = torch.zeros_like(value)
-    pulls = stiff[..., None] * r
-    torch.sub(pulls[:, :-1], pulls[:, 1:], out=w[:, 1:-1])
-    w[:, 2:-2:2] += (loose[..., None] * double).diff(dim=1)
-    w = w.reshape(f.value.shape)
+    single_square, double_square = (torch.linalg.vector_norm(x, dim=-1).square() for x in (r, double))
+    energy = 0.5 * ((stiff * single_square).sum(-1) - (loose * double_square).sum(-1))
+    weights = torch.zeros_like(f.value)  # dE/df
+    w = by_chain(weights)  # a view
+    r.mul_(stiff[..., None])
+    torch.sub(r[:, :-1], r[:, 1:], out=w[:, 1:-1])
+    w[:, 2:-2:2] += double.mul_(loose[..., None]).diff(dim=1)
 
     def blocks(apart: int) -> Tensor:
         near, far = (frame, frame) if apart == 0 else (frame[:, :-apart], frame[:, apart:])
@@ -159,8 +160,8 @@ def model_from_expansion(f: Expansion, widths: Tensor, exact: bool) -> ChainMode
     upper = -stiff[:, 1:-1, None, None] * blocks(1)[:, 1:-2]
     skip = loose[:, 1:-1, None, None] * blocks(2)[:, 2:-4:2]
     none = w.new_zeros(1, 1, 1, 1)
-    bend = by_chain(f.bend(w))[:, 1:-1] if exact else none.expand_as(diagonal)
-    gradient = by_chain(pull(frame, w))[:, 1:-1]
+    bend = by_chain(f.bend(weights))[:, 1:-1] if exact else none.expand_as(diagonal)
+    gradient = by_chain(pull(frame, weights))[:, 1:-1]
     return ChainModel(energy, gradient, diagonal, upper, skip, bend, none.expand_as(upper), none.expand_as(skip))
 
 

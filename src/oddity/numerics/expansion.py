@@ -100,10 +100,11 @@ class _Dense:
         last = max(i for i, layer in enumerate(self.layers) if isinstance(layer, nn.Linear))
         whole = self.layers[last]
         assert isinstance(whole, nn.Linear)
-        part = nn.Linear(whole.in_features, len(index), bias=whole.bias is not None).to(whole.weight)
+        biased = whole.bias is not None
+        part = nn.utils.skip_init(nn.Linear, whole.in_features, len(index), bias=biased).to(whole.weight)
         with torch.no_grad():
             part.weight.copy_(whole.weight[index])
-            if whole.bias is not None:
+            if biased:
                 part.bias.copy_(whole.bias[index])
         return _Dense([*self.layers[:last], part, *self.layers[last + 1 :]])
 
@@ -123,7 +124,6 @@ class _Linear(NamedTuple):
 
 class _Activation(NamedTuple):
     layer: nn.Module
-    x: Tensor  # (N, D)   before
     y: Tensor  # (N, D)   after
     first: Tensor  # (N, D)   slope
     frame: Tensor  # (d, N, D)   derivative of y
@@ -143,7 +143,7 @@ def _expand_dense(layers: list[nn.Module], z: Tensor) -> Expansion:
             first = _SLOPE[type(layer)](layer, before, value)
             frame = scaled(frame, first) if fresh else frame * first
             fresh = False
-            tape.append(_Activation(layer, before, value, first, frame))
+            tape.append(_Activation(layer, value, first, frame))
     return Expansion(value, frame.expand(-1, *value.shape), lambda w: _bend(tape, w))
 
 
@@ -158,7 +158,7 @@ def _bend(tape: list[_Linear | _Activation], w: Tensor) -> Tensor:
     """Carry the adjoint of <w, f> back through the layers, and gather the bend of each activation.
 
     Each is P' diag(w s'') P with P the derivative of x, or Q' diag(w s'' / s'^2) Q with Q = s' P that of y. Where s'
-    underflows, so do s'' and Q for each activation of the table, and the ratio only has to be finite.
+    underflows, so does Q for each activation of the table, and the ratio only has to be finite.
     """
     d = len(next((entry.frame for entry in tape if isinstance(entry, _Activation)), w[:0]))
     bend = w.new_zeros(len(w), d, d)
@@ -166,9 +166,9 @@ def _bend(tape: list[_Linear | _Activation], w: Tensor) -> Tensor:
         if isinstance(entry, _Linear):
             w = w @ entry.weight
         else:
-            second = _CURVE[type(entry.layer)](entry.layer, entry.x, entry.y, entry.first)
             floor = torch.finfo(w.dtype).tiny ** 0.5
-            ratio = w * second / entry.first.square().clamp(min=floor)
+            ratio = w * _CURVE[type(entry.layer)](entry.layer, entry.y, entry.first)
+            ratio = ratio / entry.first.clamp(min=floor)
             bend = bend + gram(ratio * entry.frame, entry.frame)
             w = w * entry.first
     return bend if d else w.new_zeros(len(w), w.shape[-1], w.shape[-1])
@@ -181,9 +181,9 @@ _SLOPE: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {
 }
 """First derivative of an activation y = s(x), by x and y."""
 
-_CURVE: dict[type[nn.Module], Callable[[Any, Tensor, Tensor, Tensor], Tensor]] = {
-    nn.Tanh: lambda _, _x, y, first: -2 * y * first,
-    nn.Sigmoid: lambda _, _x, y, first: first * (1 - 2 * y),
-    nn.Softplus: lambda layer, _x, _y, first: layer.beta * first * (1 - first),
+_CURVE: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {
+    nn.Tanh: lambda _, y, _first: -2 * y,
+    nn.Sigmoid: lambda _, y, _first: 1 - 2 * y,
+    nn.Softplus: lambda layer, _y, first: layer.beta * (1 - first),
 }
-"""Second derivative, by x, y and the first."""
+"""Second derivative over the first, by y and the first."""

@@ -61,16 +61,16 @@ def reduced(f: ClosedForm, z: Tensor, whiten: Tensor, tolerance: float) -> Reduc
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 100))
     >>> _ = torch.nn.init.normal_(net[0].weight, generator=g)
     >>> small = reduced(dense_expansion(net), torch.zeros(4, 2), torch.eye(2).expand(4, 2, 2), 1e-3)
-    >>> full, part = net[0].weight, small(torch.zeros(1, 2)).frame[:, 0].mT  # a linear map: two outputs stand for all
+    >>> full, part = net[0].weight, small(torch.zeros(1, 2)).frame[:, 0].mT  # a linear map: a few stand for all
     >>> part.shape, bool(torch.allclose(part.mT @ part, full.mT @ full, rtol=1e-4))
-    (torch.Size([2, 2]), True)
+    (torch.Size([4, 2]), True)
     """
     with torch.no_grad():
         rows = torch.linalg.solve_triangular(whiten.double(), f(z).frame.double().permute(1, 0, 2), upper=False)
         rows = rows.flatten(0, 1)  # (N d, D)
         most = rows.shape[1] // 2
         order, left = _pivots(rows, most)
-        count = int((left > tolerance).sum()) + 1
+        count = min(4 * ((int((left > tolerance).sum()) + 4) // 4), rows.shape[1])  # fills a processor's registers
         if count > most:
             return None
         index = order[:count].sort().values

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from oddity._version import __version__
 
 if TYPE_CHECKING:  # what type checkers and editors see; at run time the same names come on first use
+    from oddity import solvers as solvers
     from oddity import testing as testing
     from oddity.app import datasets as datasets
     from oddity.geometry.connect import ChainSolver as ChainSolver
@@ -96,7 +97,7 @@ _HOME = {
     for name in names
 }
 
-_MODULES = {"datasets": "oddity.app.datasets", "testing": "oddity.testing"}
+_MODULES = {"datasets": "oddity.app.datasets", "solvers": "oddity.solvers", "testing": "oddity.testing"}
 
 __all__ = [*sorted(_HOME), "__version__", *sorted(_MODULES)]
 

@@ -25,7 +25,7 @@ class Roadmap:
     codes
         ``(n, d)``, n >= 2.
     k
-        Neighbours of each code.
+        Neighbours of each code. Few neighbours make paths zigzag and miss valleys.
     steps
         Segments on which the length of a straight edge is measured.
 
@@ -59,7 +59,7 @@ class Roadmap:
     torch.Size([3, 17, 2])
     """
 
-    def __init__(self, M: Manifold, codes: Tensor, *, k: int = 10, steps: int = 8) -> None:
+    def __init__(self, M: Manifold, codes: Tensor, *, k: int = 40, steps: int = 8) -> None:
         M.admit(codes, "codes")
         if codes.ndim != 2 or len(codes) < 2:
             raise ValueError(f"codes have shape {tuple(codes.shape)}; a roadmap needs (n, d) with n >= 2")

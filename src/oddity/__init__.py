@@ -55,12 +55,17 @@ if TYPE_CHECKING:  # what type checkers and editors see; at run time the same na
     from oddity.statistics.brownian import brownian_motion as brownian_motion
     from oddity.statistics.brownian import heat_kernel_samples as heat_kernel_samples
     from oddity.statistics.brownian import manifold_samples as manifold_samples
+    from oddity.statistics.clustering import GeodesicKMeans as GeodesicKMeans
+    from oddity.statistics.clustering import GeodesicKMedoids as GeodesicKMedoids
     from oddity.statistics.interpolation import Analogy as Analogy
     from oddity.statistics.interpolation import Interpolation as Interpolation
     from oddity.statistics.interpolation import analogy as analogy
     from oddity.statistics.interpolation import interpolate as interpolate
+    from oddity.statistics.means import FrechetMean as FrechetMean
+    from oddity.statistics.means import frechet_mean as frechet_mean
     from oddity.statistics.stability import Stability as Stability
     from oddity.statistics.stability import stability as stability
+    from oddity.statistics.tangent import TangentPCA as TangentPCA
 
 _HOME = {
     name: home
@@ -91,8 +96,11 @@ _HOME = {
             "heat_kernel_samples",
             "manifold_samples",
         ],
+        "oddity.statistics.clustering": ["GeodesicKMeans", "GeodesicKMedoids"],
         "oddity.statistics.interpolation": ["Analogy", "Interpolation", "analogy", "interpolate"],
+        "oddity.statistics.means": ["FrechetMean", "frechet_mean"],
         "oddity.statistics.stability": ["Stability", "stability"],
+        "oddity.statistics.tangent": ["TangentPCA"],
     }.items()
     for name in names
 }

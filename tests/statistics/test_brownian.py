@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chi2, kstest
-from tests.geometry.cases import NAMES, cases, decoder, points
 from torch import Tensor
 
 import oddity
 from oddity import Conformal, Euclidean, Hyperbolic, Manifold, Pullback, Sphere, TensorField
 from oddity.statistics.brownian import DataSupport, brownian_motion, heat_kernel_samples, manifold_samples
+
+from ..geometry.cases import NAMES, cases, decoder, points
 
 FOUR_SIGMA = chi2.sf(16, 1)  # chance of a normal variable beyond four standard deviations
 

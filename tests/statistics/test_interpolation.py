@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from tests.geometry.cases import decoder, embedded_sphere, points
 from torch import Tensor, nn
 
 import oddity
 from oddity import ChainSolver, Conformal, Euclidean, Pullback, Sphere
 from oddity.statistics.interpolation import Interpolation, analogy, interpolate
+
+from ..geometry.cases import decoder, embedded_sphere, points
 
 
 class Model:

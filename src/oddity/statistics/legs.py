@@ -1,0 +1,262 @@
+"""Half the squared distance from a mean to a point, with two derivatives, along a geodesic that moves with the mean.
+
+A leg follows its mean along its Jacobi fields. That, and the correction that it then needs, costs a third of a new
+geodesic.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from oddity.geometry.connect import ChainSolver
+from oddity.geometry.manifold import Manifold
+from oddity.numerics.autodiff import Differential
+from oddity.numerics.blocktri import solve_block_tridiagonal
+from oddity.numerics.chain import ChainModel, interpolate_chain, solve_chain
+
+__all__ = ["Legs", "Taylor", "has_formula", "in_chart", "legs_along", "where"]
+
+
+class Taylor(NamedTuple):
+    """Half the squared distances of N pairs (a, b), and their derivatives in the chart."""
+
+    value: Tensor  # (N,)
+    slope: Tensor  # (N, d)   by a
+    slope_b: Tensor  # (N, d)   by b
+    hessian: Tensor  # (N, d, d)   by a and a
+    cross: Tensor  # (N, d, d)   by a and b
+
+
+class Legs(Protocol):
+    """Geodesics from means to points."""
+
+    taylor: Taylor
+
+    def moved(self, a: Tensor) -> Self:
+        """Legs to the same points that begin at a, ``(N, d)``."""
+        ...
+
+    def where(self, mask: Tensor, other: Self) -> Self:
+        """Legs of self where the mask ``(N,)`` is true, of the other elsewhere."""
+        ...
+
+    def curves(self) -> Tensor | None:
+        """All legs on one grid, ``(N, n+1, d)``; None where a formula makes them superfluous."""
+        ...
+
+
+def has_formula(M: Manifold) -> bool:
+    """Whether geodesics have a formula."""
+    return type(M).geodesic is not Manifold.geodesic
+
+
+def legs_along(M: Manifold, b: Tensor, curves: Tensor, length: Tensor, solver: ChainSolver | None = None) -> Legs:
+    """Legs to the points b ``(N, d)`` along solved geodesics ``(N, n+1, d)`` of known length."""
+    if has_formula(M):
+        return _FormulaLegs.at(M, curves[:, 0], b)
+    return _ChainLegs.along(M, curves, length, solver or ChainSolver())
+
+
+def in_chart(M: Manifold, points: Tensor) -> Tensor:
+    """Whether each point, or every node of each curve, belongs to the chart: ``(N, *, d) -> (N,)`` bool."""
+
+    def admitted(some: Tensor) -> bool:
+        try:
+            M.admit(some)
+        except ValueError:
+            return False
+        return True
+
+    every = [True] * len(points) if admitted(points) else [admitted(point) for point in points]
+    return torch.tensor(every, dtype=torch.bool, device=points.device)
+
+
+_Rows = TypeVar("_Rows", bound=NamedTuple)
+
+
+def where(mask: Tensor, a: _Rows, b: _Rows) -> _Rows:
+    """Rows of one named tuple of tensors where the mask is true, of another elsewhere."""
+    return a._make(torch.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, y) for x, y in zip(a, b, strict=True))
+
+
+# -- by a formula -----------------------------------------------------------------------------------------------------
+
+
+class _FormulaLegs:
+    """Legs in a space with a formula for the logarithm, which is differentiated automatically."""
+
+    def __init__(self, M: Manifold, a: Tensor, b: Tensor, taylor: Taylor) -> None:
+        self.M, self.a, self.b, self.taylor = M, a, b, taylor
+
+    @classmethod
+    @torch.no_grad()
+    def at(cls, M: Manifold, a: Tensor, b: Tensor) -> _FormulaLegs:
+        """Legs from a to b."""
+
+        def slope(ab: Tensor) -> Tensor:
+            a, b = ab.chunk(2, -1)
+            return -(M.frame(a).mT @ M.push(a, M.log(a, b))[..., None])[..., 0]
+
+        N, d = a.shape
+        basis = torch.eye(2 * d, dtype=a.dtype, device=a.device)[:, None].expand(2 * d, N, 2 * d)
+        slope_a, columns = Differential(slope, mode="double backward").tangents(torch.cat([a, b], -1), basis)
+        hessian, cross = columns.permute(1, 2, 0).chunk(2, -1)
+        same, G = (a == b).all(-1)[:, None, None], M.metric(a)  # where the derivative of |b - a| is lost
+        hessian, cross = torch.where(same, G, hessian), torch.where(same, -G, cross)
+        return cls(M, a, b, Taylor(M.dist(a, b).square() / 2, slope_a, slope(torch.cat([b, a], -1)), hessian, cross))
+
+    def moved(self, a: Tensor) -> _FormulaLegs:
+        return self.at(self.M, a, self.b)
+
+    def where(self, mask: Tensor, other: _FormulaLegs) -> _FormulaLegs:
+        a = torch.where(mask[:, None], self.a, other.a)
+        return _FormulaLegs(self.M, a, self.b, where(mask, self.taylor, other.taylor))
+
+    def curves(self) -> None:
+        return None
+
+
+# -- by chains --------------------------------------------------------------------------------------------------------
+
+
+class _Chains(NamedTuple):
+    """Solved chains on one even grid, with the derivatives of their energies by their ends."""
+
+    points: Tensor  # (N, n+1, d)
+    response: Tensor  # (N, n-1, d, d)   of the inner nodes to the first: the Jacobi fields that vanish at the last
+    value: Tensor
+    slope: Tensor
+    slope_b: Tensor
+    hessian: Tensor
+    cross: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def solve(cls, M: Manifold, start: Tensor) -> _Chains:
+        """Solve chains, and eliminate their inner nodes: the Hessian in the ends is what remains (Schur complement)."""
+        c = solve_chain(M, start, max_iterations=_MOST).points
+        n = c.shape[1] - 1
+        # two segments more before and behind, of length zero and infinitely wide, so that the ends too are inner nodes
+        longer = torch.cat([c[:, :1], c[:, :1], c, c[:, -1:], c[:, -1:]], 1)
+        widths = torch.nn.functional.pad(c.new_full((len(c), n), 1 / n), (2, 2), value=torch.inf)
+        model = M.chain_model(longer, widths, exact=True)
+        blocks, response = _eliminated(model)
+        gradient, (own, near, far), (_, near_b, far_b) = model.gradient[:, 1:-1], blocks.first(), blocks.last()
+        return cls(
+            points=c,
+            response=response,
+            value=model.energy,
+            slope=gradient[:, 0] + torch.einsum("nkij,nki->nj", response, gradient[:, 1:-1]),
+            slope_b=gradient[:, -1],
+            hessian=own + near @ response[:, 0] + far @ response[:, 1],
+            cross=response[:, -1].mT @ near_b + response[:, -2].mT @ far_b,
+        )
+
+    def moved(self, M: Manifold, a: Tensor) -> _Chains:
+        """Let the chains begin at a, along their Jacobi fields."""
+        shift = (a - self.points[:, 0])[:, None, :, None]
+        inner = self.points[:, 1:-1] + (self.response @ shift)[..., 0]
+        found = _Chains.solve(M, torch.cat([a[:, None], inner, self.points[:, -1:]], 1))
+        return found._replace(
+            value=torch.where(in_chart(M, found.points), found.value, torch.nan)
+        )  # beyond, it is none
+
+
+class _Blocks(NamedTuple):
+    """Hessian of a chain's energy in all its nodes."""
+
+    diagonal: Tensor  # (N, n+1, d, d)
+    upper: Tensor  # (N, n, d, d)
+    skip: Tensor  # (N, n/2, d, d)   between nodes 0 and 2, 2 and 4, ...
+
+    def first(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the first node, with itself, the next and the one after it."""
+        return self.diagonal[:, 0], self.upper[:, 0], self.skip[:, 0]
+
+    def last(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the last node with itself, and of the one before and the one before that with it."""
+        return self.diagonal[:, -1], self.upper[:, -1], self.skip[:, -1]
+
+    def response(self) -> tuple[Tensor, Tensor]:
+        """Response of the inner nodes to the first, and whether their Hessian is positive definite."""
+        N, nodes, d, _ = self.diagonal.shape
+        pull = self.diagonal.new_zeros(d, N, nodes - 2, d)  # one right-hand side for each coordinate of the first node
+        pull[:, :, 0], pull[:, :, 1] = -self.upper[:, 0].permute(1, 0, 2), -self.skip[:, 0].permute(1, 0, 2)
+        H, U, S = (x[:, 1:-1].expand(d, N, -1, d, d).flatten(0, 1) for x in self)
+        x, definite = solve_block_tridiagonal(H, U, pull.flatten(0, 1), S)
+        return x.reshape(pull.shape).permute(1, 2, 3, 0), definite[:N]
+
+
+def _eliminated(model: ChainModel) -> tuple[_Blocks, Tensor]:
+    """Hessian of the chain between the additional segments, and the response of its inner nodes to the first.
+
+    Where the exact Hessian of the inner nodes is not positive definite, its Gauss-Newton part stands for it.
+    """
+    bent, flat = (
+        _Blocks(m.diagonal + m.bend_diagonal, m.upper + m.bend_upper, m.skip + m.bend_skip)
+        for m in (model, model.without_bend())
+    )
+    bent, flat = (_Blocks(b.diagonal[:, 1:-1], b.upper[:, 1:-1], b.skip) for b in (bent, flat))
+    response, definite = bent.response()
+    if bool(definite.all()):
+        return bent, response
+    return where(definite, bent, flat), torch.where(definite[:, None, None, None], response, flat.response()[0])
+
+
+_MOST = 50  # iterations; a leg that needs more was moved too far
+_FEWEST = 4  # segments, for the ends not to be neighbours
+
+
+class _Strand(NamedTuple):
+    """Legs that need the same grid."""
+
+    at: Tensor  # (K,)   their numbers
+    chains: _Chains
+
+
+class _ChainLegs:
+    """Legs as chains, each on the grid that it needs."""
+
+    def __init__(self, M: Manifold, strands: list[_Strand], like: Tensor) -> None:
+        self.M, self.strands = M, strands
+        N, d = like.shape
+        self.taylor = Taylor(*(like.new_empty(s) for s in ((N,), (N, d), (N, d), (N, d, d), (N, d, d))))
+        for at, chains in strands:
+            for whole, part in zip(self.taylor, chains[2:], strict=True):
+                whole[at] = part
+
+    @classmethod
+    def along(cls, M: Manifold, curves: Tensor, length: Tensor, solver: ChainSolver) -> _ChainLegs:
+        """Legs along curves, each on the coarsest grid whose chain is as long as the curve."""
+        n = finest = curves.shape[1] - 1
+        need = torch.full((len(curves),), finest, device=curves.device)
+        while n % 4 == 0 and n > max(solver.segments, _FEWEST):
+            n //= 2
+            chain = M._lengths(curves[:, :: finest // n])
+            need[(chain - length).abs() <= solver.resolution * length] = n
+        every = [(n, (need == n).nonzero()[:, 0]) for n in need.unique().tolist()]
+        strands = [_Strand(at, _Chains.solve(M, _on_grid(curves[at], max(n, _FEWEST)))) for n, at in every]
+        return cls(M, strands, curves[:, 0])
+
+    def moved(self, a: Tensor) -> _ChainLegs:
+        return _ChainLegs(self.M, [_Strand(at, chains.moved(self.M, a[at])) for at, chains in self.strands], a)
+
+    def where(self, mask: Tensor, other: _ChainLegs) -> _ChainLegs:
+        pairs = zip(self.strands, other.strands, strict=True)
+        strands = [_Strand(mine.at, where(mask[mine.at], mine.chains, theirs.chains)) for mine, theirs in pairs]
+        return _ChainLegs(self.M, strands, self.taylor.slope)
+
+    def curves(self) -> Tensor:
+        like = self.taylor.slope
+        n = max((chains.points.shape[1] - 1 for _, chains in self.strands), default=_FEWEST)
+        whole = like.new_empty(len(like), n + 1, like.shape[1])
+        for at, chains in self.strands:
+            whole[at] = _on_grid(chains.points, n)
+        return whole
+
+
+def _on_grid(c: Tensor, n: int) -> Tensor:
+    return interpolate_chain(c, torch.linspace(0, 1, n + 1, dtype=c.dtype, device=c.device))

@@ -199,6 +199,7 @@ def test_one_point_and_equal_points_are_their_own_mean(M: Manifold) -> None:
         assert mean.point.tolist() == torch.full((2,), 0.3).tolist()
 
 
+@pytest.mark.slow
 def test_steps_stay_in_the_chart() -> None:
     z = torch.tensor([[0.95, 0.0], [0.0, 0.97], [-0.9, 0.1], [0.94, 0.2]]).double()
     start = torch.tensor([0.0, -0.9]).double()

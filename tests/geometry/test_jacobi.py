@@ -164,8 +164,8 @@ def test_shapes_and_companions() -> None:
 
 def test_misuse_is_refused() -> None:
     z = torch.zeros(2)
-    with pytest.raises(ValueError, match="steps is 1; a Jacobi field needs at least 2"):
-        exponential_spread(Sphere(2), z, z, 1)
+    with pytest.raises(ValueError, match="steps is 7; Jacobi fields need an even number of them"):
+        exponential_spread(Sphere(2), z, z, 7)
     with pytest.raises(ValueError, match="v holds nan"):
         exponential_spread(Sphere(2), z, torch.tensor([torch.nan, 0.0]))
     blind = Pullback(lambda z: torch.cat([z[:, :1].sin(), z[:, :1].cos()], 1))

@@ -133,7 +133,7 @@ class GeodesicKMeans(_Clusterer):
 
     On 3,000 codes of a decoder of MNIST digits in two dimensions, with three clusters, letting 256 codes stand for all
     moved a centre by 0.5 % of its cluster's standard deviation. It took 22 s; in ten dimensions, where a geodesic costs
-    ten times as much, it takes minutes, and ``"graph"`` seconds.
+    ten times as much, it takes minutes; ``"graph"`` is the quick way there.
 
     Parameters
     ----------

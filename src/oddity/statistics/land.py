@@ -42,8 +42,8 @@ _RAY = 1e-5  # tolerance of a ray
 _BEYOND = 1e-4  # mass of the normal law that rays leave out in flat space, and of a ray that is not tested for its cut
 _OUTSIDE = 2e-3  # mass in the last tenth of the rays, above which they are made longer
 _LONGEST = 30.0  # standard deviations
-_NOISE = 0.01  # standard error of a normaliser, as a share of it, above which rays are added
-_MOST = 8  # times as many rays at most
+_NOISE = 0.03, 0.01  # scatter of a normaliser between two halves of a lattice, and its standard error at the end,
+_MOST = 8  # above which rays are added, up to so many times as many
 _NEGLIGIBLE = math.log(1e-4)  # a component that cannot have this share of a point is not measured there
 _CAUTION = 0.95  # in what is learnt of the graph's error
 _DRIFT = 2.0  # by how much more than its mean a logarithm may change
@@ -787,13 +787,14 @@ class _Land:
         _admit_variances(torch.linalg.svdvals(frame @ root).flip(0).square())
         reach = before.reach if before else math.sqrt(chi2.isf(_BEYOND, len(mean)))
         rays = max(self.rays // 2, before.rays if before else 0) * (2 if whole else 1)
+        sets = _SCRAMBLES if whole else 2
         while True:
-            directions = _directions(len(mean), _SCRAMBLES if whole else 2, rays, self.seed, apart=whole).to(root)
+            directions = _directions(len(mean), sets, rays, self.seed, apart=whole).to(root)
             fan = self._fan(mean, root, reach, directions, self.exact)
             part = _Part(mean, root, log_volume, frame, reach, rays, fan)
             if fan.edge(part.law) > _OUTSIDE and reach < _LONGEST:
                 reach *= 1.4
-            elif fan.relative_error(part.law, _SCRAMBLES if whole else 2) > _NOISE and rays < _MOST * self.rays:
+            elif fan.relative_error(part.law, sets) > _NOISE[whole] and rays < _MOST * self.rays:
                 rays *= 2
             else:
                 return part

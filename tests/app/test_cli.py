@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 import oddity
-from oddity.app import cli
 from oddity.app.cli import main
+from oddity.app.commands import training
 from oddity.models.storage import load_model, save_model
 from oddity.models.vae import Architecture
 
@@ -80,7 +80,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_defaults_of_the_command_are_those_of_the_library() -> None:
     library = {name: p.default for name, p in inspect.signature(oddity.fit_vae).parameters.items()}
-    command = {name: p.default for name, p in inspect.signature(cli.train).parameters.items()}
+    command = {name: p.default for name, p in inspect.signature(training.train).parameters.items()}
     command |= {"n_centres": command.pop("centres"), "hidden": tuple(map(int, command["hidden"].split(",")))}
     shared = command.keys() & library.keys()
     assert {"epochs", "lr", "zeta", "a", "n_centres", "checkpoint_every", "precision"} <= shared
@@ -229,7 +229,7 @@ def pressed_at(last: int) -> Callable[..., object]:
     """Press Ctrl-C when an epoch is over."""
 
     @contextmanager
-    def bars(_: object) -> Iterator[object]:
+    def bars() -> Iterator[object]:
         def progress(stage: str, epoch: int, epochs: int, value: float) -> None:
             if epoch == last:
                 raise KeyboardInterrupt
@@ -243,7 +243,7 @@ def test_a_stopped_run_goes_on_to_the_same_model(here: Path, monkeypatch: pytest
     arguments = ["train", "digits", "--epochs", "6", "--checkpoint-every", "2", *QUICK[2:]]
     assert main([*arguments, "-o", "whole"]) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "_progress", pressed_at(4))
+        patch.setattr(training, "training_bars", pressed_at(4))
         assert main([*arguments, "-o", "m"]) == 130
     assert Path("m.checkpoint").exists()
     assert main([*arguments, "-o", "m", "--resume"]) == 0

@@ -1,0 +1,112 @@
+"""A saved model as the commands see it: its codes, its metric, places in it, and pictures of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from oddity.app import plots
+from oddity.app.datasets import Dataset
+from oddity.app.plots import Plane
+from oddity.app.report import Connections
+from oddity.geometry.manifold import Manifold
+from oddity.geometry.pullback import expected_metric
+from oddity.geometry.roadmap import Roadmap
+from oddity.models.storage import SavedModel
+from oddity.models.vae import VAE
+
+ROADMAP_CODES = 2000  # a roadmap over more codes costs minutes and finds the same valleys
+
+
+def rows(data: Dataset, vae: VAE) -> Tensor:
+    """Return data as the encoder takes them: (n, D)."""
+    return torch.from_numpy(data.X).to(next(vae.parameters()))
+
+
+def labels(data: Dataset) -> Tensor | None:
+    """Return the class of each row, (n,), where there are classes."""
+    return None if data.y is None else torch.from_numpy(data.y)
+
+
+def description(data: Dataset, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what a model remembers of its making, in JSON's own types."""
+    return {
+        "data": data.name,
+        "image_shape": data.image_shape and list(data.image_shape),
+        "class_names": {str(label): name for label, name in data.class_names.items()},
+        "training": settings,
+    }
+
+
+def codes_of(saved: SavedModel) -> Tensor:
+    """Return the codes (n, d) that the model holds."""
+    if saved.codes is None:
+        raise ValueError("the model holds no codes: train it with oddity train, or give coordinates")
+    return saved.codes
+
+
+def geometry(saved: SavedModel) -> tuple[Manifold, Roadmap | None]:
+    """Return the expected metric, and a roadmap over (at most ROADMAP_CODES, evenly chosen) codes if it has some."""
+    M = expected_metric(saved.vae.decoder)
+    if saved.codes is None:
+        return M, None
+    every = -(-len(saved.codes) // ROADMAP_CODES)
+    return M, Roadmap(M, saved.codes[::every])
+
+
+def between(saved: SavedModel, start: str, goal: str) -> Connections:
+    """Join two places that a user named."""
+    (name, a), (other, b) = (place(saved, *option) for option in (("--from", start), ("--to", goal)))
+    M, roads = geometry(saved)
+    return Connections.between(M, a[None], b[None], [(name, other)], roads)
+
+
+def place(saved: SavedModel, option: str, text: str) -> tuple[str, Tensor]:
+    """Read an index of a code, or latent coordinates; return what to call the place, and the point (d,)."""
+    if text.strip().lstrip("+-").isdecimal():
+        codes, index = codes_of(saved), int(text)
+        if not 0 <= index < len(codes):
+            raise ValueError(f"{option} {index} is out of range: the model holds the codes 0 to {len(codes) - 1}")
+        return f"code {index}", codes[index]
+    try:
+        numbers = [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ValueError(f"{option} {text} is neither an index nor coordinates such as 0.3,-1.2") from None
+    point = torch.tensor(numbers, dtype=next(saved.vae.parameters()).dtype)
+    if len(point) != saved.vae.latent_dim or not bool(point.isfinite().all()):
+        d = saved.vae.latent_dim
+        raise ValueError(f"{option} {text} is no place in {d} dimensions: give as many finite numbers")
+    return f"({', '.join(f'{number:g}' for number in numbers)})", point
+
+
+def over(plane: Plane, like: Tensor, function: Callable[[Tensor], Tensor]) -> Any:
+    """Return the values of a function of codes at the plane's points: (h * w,)."""
+    with torch.no_grad():
+        points = torch.from_numpy(plane.points).to(like)
+        return torch.cat([function(part) for part in points.split(4096)]).numpy()
+
+
+def draw_map(saved: SavedModel, plane: Plane, found: Connections | None = None) -> Figure:
+    """Draw the magnification factor with the codes, and geodesics where some were found."""
+    codes = codes_of(saved)
+    return plots.latent_map(
+        plane,
+        over(plane, codes, expected_metric(saved.vae.decoder).log_volume),
+        codes,
+        saved.labels,
+        geodesics=None if found is None else found.geodesic.points,
+        class_names={int(label): name for label, name in saved.info.get("class_names", {}).items()},
+    )
+
+
+def draw_frames(saved: SavedModel, found: Connections, frames: int, pictured: int) -> Figure:
+    """Draw the pairs whose straight line is longest beside the geodesic: there is most to see."""
+    chosen = found.ratio.nan_to_num(1.0).argsort()[:pictured].sort().values
+    along, straight = found.frames(frames)
+    with torch.no_grad():
+        above, below = (saved.vae.decoder.mean(z[chosen]).numpy() for z in (along, straight))
+    shape = saved.info.get("image_shape")
+    titles = [found.titles()[i] for i in chosen.tolist()]
+    return plots.interpolations(above, below, titles, image_shape=tuple(shape) if shape else None)

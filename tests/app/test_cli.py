@@ -144,10 +144,11 @@ def test_geodesic_between_coordinates(places: list[str], model: Path, here: Path
     assert found["names"].tolist() == [["(-0.1, 0.2)", "(0.1, 0)"]]
 
 
-def test_interpolate(model: Path, here: Path) -> None:
+def test_interpolate(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["interpolate", str(model), "--from", "3", "--to", "5", "--frames", "4", "-o", "f.png"]
     assert main(arguments) == 0
     assert is_png("f.png")
+    assert "4 frames along each; unevenness" in capsys.readouterr().err
 
 
 def test_three_dimensions_and_a_csv_without_labels(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -310,6 +311,8 @@ BAD = {
     "codes' ending": (None, "encode m digits -o z.txt", "let its name end in .npy"),
     "file for a folder": (lambda: Path("f").write_text(""), "map m -o f/map.png", "f is not a folder"),
     "no name": (None, "train digits -o .", "--out . has no name of its own"),
+    "no folder for a model": (None, "train digits -o none/m", "there is no folder none; make it first"),
+    "no folder for a demo": (None, "demo --out none/demo", "there is no folder none; make it first"),
     "foreign folder": (
         lambda: (Path("f").mkdir(), Path("f/thesis.tex").write_text("")),
         "train digits -o f --force",

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from oddity.app.report import Connections, environment, write_arrays, write_json
-from oddity.geometry.spaces import Euclidean, Sphere
+from oddity.geometry.spaces import Sphere
 
 WEST, EAST, NORTH = torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
 NAMES = [("west", "north"), ("east", "east")]
@@ -50,14 +50,6 @@ def test_arrays_hold_no_objects_and_the_lines_join_the_same_ends(found: Connecti
         assert {"points", "straight", "length", "straight_length", "converged", "why", "names"} <= set(arrays)
         assert arrays["points"].shape == arrays["straight"].shape
         np.testing.assert_array_equal(arrays["straight"][:, [0, -1]], arrays["points"][:, [0, -1]])
-
-
-def test_frames_run_at_constant_speed_along_both() -> None:
-    found = Connections.between(Euclidean(), WEST[None], NORTH[None], NAMES[:1])
-    along, straight = found.frames(5)
-    assert along.shape == (1, 5, 2)
-    torch.testing.assert_close(along, straight)
-    torch.testing.assert_close(straight.diff(dim=1), torch.full((1, 4, 2), 0.25))
 
 
 def test_a_title_holds_both_lengths(found: Connections) -> None:

@@ -69,15 +69,20 @@ def check_writable(path: str | os.PathLike[str], suffixes: Sequence[str]) -> Pat
     'map.png'
     """
     path = Path(path)
-    folder = path.parent
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"can't write {path}: let its name end in {' or '.join(suffixes)}")
+    check_folder(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"can't write {path}: it is a folder; name a file")
+    return path
+
+
+def check_folder(path: Path) -> None:
+    """Raise FileNotFoundError, NotADirectoryError or PermissionError unless something may be made at ``path``."""
+    folder = path.parent
     if not folder.exists():
         raise FileNotFoundError(f"can't write {path}: there is no folder {folder}; make it first")
     if not folder.is_dir():
         raise NotADirectoryError(f"can't write {path}: {folder} is not a folder")
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"can't write {path}: the folder {folder} is not writable")
-    if path.is_dir():
-        raise IsADirectoryError(f"can't write {path}: it is a folder; name a file")
-    return path

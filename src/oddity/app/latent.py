@@ -14,10 +14,10 @@ from oddity.app.report import Connections
 from oddity.geometry.manifold import Manifold
 from oddity.geometry.pullback import expected_metric
 from oddity.geometry.roadmap import Roadmap
+from oddity.geometry.spaces import Euclidean
 from oddity.models.storage import SavedModel
 from oddity.models.vae import VAE
-
-ROADMAP_CODES = 2000  # a roadmap over more codes costs minutes and finds the same valleys
+from oddity.statistics.interpolation import Interpolation
 
 
 def rows(data: Dataset, vae: VAE) -> Tensor:
@@ -48,12 +48,9 @@ def codes_of(saved: SavedModel) -> Tensor:
 
 
 def geometry(saved: SavedModel) -> tuple[Manifold, Roadmap | None]:
-    """Return the expected metric, and a roadmap over (at most ROADMAP_CODES, evenly chosen) codes if it has some."""
+    """Return the expected metric, and a roadmap over the codes if the model holds some."""
     M = expected_metric(saved.vae.decoder)
-    if saved.codes is None:
-        return M, None
-    every = -(-len(saved.codes) // ROADMAP_CODES)
-    return M, Roadmap(M, saved.codes[::every])
+    return M, None if saved.codes is None else Roadmap.thinned(M, saved.codes)
 
 
 def between(saved: SavedModel, start: str, goal: str) -> Connections:
@@ -97,16 +94,34 @@ def draw_map(saved: SavedModel, plane: Plane, found: Connections | None = None) 
         codes,
         saved.labels,
         geodesics=None if found is None else found.geodesic.points,
-        class_names={int(label): name for label, name in saved.info.get("class_names", {}).items()},
+        class_names=class_names(saved),
     )
 
 
-def draw_frames(saved: SavedModel, found: Connections, frames: int, pictured: int) -> Figure:
+def frames(saved: SavedModel, found: Connections, count: int) -> tuple[Interpolation, Interpolation]:
+    """Decode frames at equal steps along the geodesics, and along the straight lines."""
+    g = found.geodesic
+    lines = Euclidean().geodesic(g.points[:, 0], g.points[:, -1])
+    along, straight = (Interpolation.along(saved.vae.decoder, curve, count) for curve in (g, lines))
+    return along, straight
+
+
+def draw_frames(
+    saved: SavedModel, found: Connections, decoded: tuple[Interpolation, Interpolation], pictured: int
+) -> Figure:
     """Draw the pairs whose straight line is longest beside the geodesic: there is most to see."""
     chosen = found.ratio.nan_to_num(1.0).argsort()[:pictured].sort().values
-    along, straight = found.frames(frames)
-    with torch.no_grad():
-        above, below = (saved.vae.decoder.mean(z[chosen]).numpy() for z in (along, straight))
-    shape = saved.info.get("image_shape")
+    above, below = (interpolation.images[chosen].numpy() for interpolation in decoded)
     titles = [found.titles()[i] for i in chosen.tolist()]
-    return plots.interpolations(above, below, titles, image_shape=tuple(shape) if shape else None)
+    return plots.interpolations(above, below, titles, image_shape=image_shape(saved))
+
+
+def image_shape(saved: SavedModel) -> tuple[int, ...] | None:
+    """Return the shape of the data that are images, and nothing of others."""
+    shape = saved.info.get("image_shape")
+    return tuple(shape) if shape else None
+
+
+def class_names(saved: SavedModel) -> dict[int, str]:
+    """Return the names that the data gave to classes."""
+    return {int(label): name for label, name in saved.info.get("class_names", {}).items()}

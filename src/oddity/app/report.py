@@ -74,12 +74,6 @@ class Connections:
         points = self.geodesic.points
         return _line(points[:, 0], points[:, -1], points.shape[1] - 1)
 
-    def frames(self, count: int) -> tuple[Tensor, Tensor]:
-        """Codes at equal steps along the geodesics and along the lines: two of (k, count, d)."""
-        t = torch.linspace(0, 1, count, dtype=self.geodesic.points.dtype)
-        points = self.geodesic.points
-        return self.geodesic(t), _line(points[:, 0], points[:, -1], count - 1)
-
     def titles(self) -> list[str]:
         """A title for each pair, with both lengths."""
         lengths = zip(self.names, self.geodesic.length.tolist(), self.straight_length.tolist(), strict=True)

@@ -11,6 +11,8 @@ from oddity.numerics.graph import bridge, knn_edges, shortest_paths
 
 __all__ = ["Roadmap"]
 
+_ENOUGH = 2000  # more codes cost minutes and find the same valleys
+
 
 class Roadmap:
     """The k-nearest-neighbour graph of a set of codes, its edges as long as the manifold says.
@@ -76,6 +78,19 @@ class Roadmap:
             raise ValueError(f"the edge between codes {i} and {j} has no finite length; is the metric finite there?")
 
         self.sketch = M.sketch(self._spread())
+
+    @classmethod
+    def thinned(cls, M: Manifold, codes: Tensor) -> Roadmap:
+        """Roadmap over at most 2,000 of the codes, taken at equal steps of their order.
+
+        Examples
+        --------
+        >>> import oddity
+        >>> codes = torch.randn(4001, 2, generator=torch.Generator().manual_seed(0))
+        >>> len(Roadmap.thinned(oddity.Euclidean(), codes).codes)
+        1334
+        """
+        return cls(M, codes[:: max(1, -(-len(codes) // _ENOUGH))])
 
     def _spread(self, count: int = 256) -> Tensor:
         """Points among the codes and on straight lines between them: ``(<= 2 count, d)``."""

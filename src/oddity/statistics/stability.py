@@ -26,8 +26,6 @@ __all__ = ["Stability", "stability"]
 Progress: TypeAlias = Callable[[str, int, int], None]
 Numbers: TypeAlias = NDArray[np.float64]
 
-_ROADMAP_CODES = 2000  # more cost minutes and find the same valleys
-
 
 class Autoencoder(Protocol):
     """What is asked of a fitted model: ``encode(x)`` and a decoder."""
@@ -245,7 +243,7 @@ def _measured(
         raise ValueError(f"the model of seed {seed} encodes {tuple(rows.shape)} to {tuple(z.shape)}, not finite (n, d)")
     M = metric(vae.decoder)
     a, b = z[pairs[:, 0]], z[pairs[:, 1]]
-    g = M.geodesic(a, b, init=Roadmap(M, z[:: -(-len(z) // _ROADMAP_CODES)]), solver=solver)
+    g = M.geodesic(a, b, init=Roadmap.thinned(M, z), solver=solver)
     straight = torch.linalg.vector_norm(b - a, dim=-1)
     return g.length.double().cpu().numpy(), straight.double().cpu().numpy(), g.converged.cpu().numpy(), g.why
 

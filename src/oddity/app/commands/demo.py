@@ -33,14 +33,16 @@ def demo(
     """
     from oddity.app import latent, report
     from oddity.app.datasets import open_dataset
+    from oddity.app.files import check_folder
     from oddity.models.storage import MODEL_FILE, check_replaceable, load_model, save_model
     from oddity.models.training import fit_sigma_network, fit_vae
 
     clock, console = report.Clock(), messages()
+    check_folder(out)
     check_replaceable(out / "model", MODEL_FILE)
     with clock("data"):
         data = open_dataset("mnist5k", classes=[0, 1, 2])
-    out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(exist_ok=True)
     with training_bars() as progress:
         with clock("training"):
             vae = fit_vae(data.X, latent_dim=2, epochs=epochs, seed=seed, progress=progress)
@@ -97,4 +99,6 @@ def _figures(out: Path, saved: "SavedModel", baseline: "VAE", found: "Connection
     }
     plots.save(latent.draw_map(saved, plane, found), out / "latent_map.png")
     plots.save(plots.variance(plane, deviations, codes), out / "variance.png")
-    plots.save(latent.draw_frames(saved, found, FRAMES, PICTURED), out / "interpolations.png")
+    plots.save(
+        latent.draw_frames(saved, found, latent.frames(saved, found, FRAMES), PICTURED), out / "interpolations.png"
+    )

@@ -74,9 +74,14 @@ def interpolate(
     check_writable(out, plots.FIGURE_SUFFIXES)
     saved = load_model(model)
     found = latent.between(saved, start, to)
-    plots.save(latent.draw_frames(saved, found, frames, pictured=1), out)
+    decoded = latent.frames(saved, found, frames)
+    plots.save(latent.draw_frames(saved, found, decoded, pictured=1), out)
     show(found.table())
-    note(f"{out}: {frames} frames along each")
+    smooth, uneven = (float(interpolation.unevenness) for interpolation in decoded)
+    note(
+        f"{out}: {frames} frames along each; unevenness of the steps between frames, standard deviation over mean: "
+        f"{smooth:.3g} along the geodesic, {uneven:.3g} along the straight line"
+    )
 
 
 @app.command(epilog="Example: oddity distances digits.model -o D.npy --nearest 10 --jobs 2")

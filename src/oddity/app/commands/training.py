@@ -149,8 +149,10 @@ def info(model: Model) -> None:
 
 def _check_target(out: Path, checkpoint: Path, resume: bool, force: bool) -> None:
     """Refuse to destroy an earlier result, before the work rather than after it."""
+    from oddity.app.files import check_folder
     from oddity.models.storage import MODEL_FILE, check_replaceable
 
+    check_folder(out)
     check_replaceable(out, MODEL_FILE)
     if force:
         return

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from oddity.app import plots
@@ -40,10 +41,10 @@ def description(data: Dataset, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def codes_of(saved: SavedModel) -> Tensor:
+def codes_of(saved: SavedModel, remedy: str = "train it with oddity train") -> Tensor:
     """Return the codes (n, d) that the model holds."""
     if saved.codes is None:
-        raise ValueError("the model holds no codes: train it with oddity train, or give coordinates")
+        raise ValueError(f"the model holds no codes: {remedy}")
     return saved.codes
 
 
@@ -63,7 +64,7 @@ def between(saved: SavedModel, start: str, goal: str) -> Connections:
 def place(saved: SavedModel, option: str, text: str) -> tuple[str, Tensor]:
     """Read an index of a code, or latent coordinates; return what to call the place, and the point (d,)."""
     if text.strip().lstrip("+-").isdecimal():
-        codes, index = codes_of(saved), int(text)
+        codes, index = codes_of(saved, "train it with oddity train, or give coordinates"), int(text)
         if not 0 <= index < len(codes):
             raise ValueError(f"{option} {index} is out of range: the model holds the codes 0 to {len(codes) - 1}")
         return f"code {index}", codes[index]
@@ -85,12 +86,31 @@ def over(plane: Plane, like: Tensor, function: Callable[[Tensor], Tensor]) -> An
         return torch.cat([function(part) for part in points.split(4096)]).numpy()
 
 
+def magnification(saved: SavedModel, plane: Plane) -> Any:
+    """Return the magnification factor, log sqrt(det M), at the plane's points: (h * w,)."""
+    return over(plane, codes_of(saved), expected_metric(saved.vae.decoder).log_volume)
+
+
+def decoded(saved: SavedModel, z: ArrayLike | Tensor) -> NDArray[Any]:
+    """Return the means that the decoder gives codes: (n, d) -> (n, D)."""
+    with torch.no_grad():
+        rows: NDArray[Any] = saved.vae.decoder.mean(torch.as_tensor(z)).numpy()
+    return rows
+
+
+def flat_like(M: Manifold, codes: Tensor) -> Manifold:
+    """Return the flat metric whose Brownian steps are, in the mean square, as long as those of M at the median code."""
+    with torch.no_grad():
+        widths = torch.linalg.inv(M.metric(codes)).diagonal(dim1=-2, dim2=-1).mean(-1)  # mean square step over dt
+    return float(1 / widths.median()) * Euclidean()
+
+
 def draw_map(saved: SavedModel, plane: Plane, found: Connections | None = None) -> Figure:
     """Draw the magnification factor with the codes, and geodesics where some were found."""
     codes = codes_of(saved)
     return plots.latent_map(
         plane,
-        over(plane, codes, expected_metric(saved.vae.decoder).log_volume),
+        magnification(saved, plane),
         codes,
         saved.labels,
         geodesics=None if found is None else found.geodesic.points,

@@ -5,6 +5,7 @@ Classes are told apart by colour (Okabe and Ito's palette, safe for colour-blind
 of them, by marker as well.
 """
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -222,6 +223,31 @@ def interpolations(
     return figure
 
 
+def sheet(images: ArrayLike, image_shape: tuple[int, ...], title: str) -> Figure:
+    """Draw images (n, D) on one sheet, row after row.
+
+    Examples
+    --------
+    >>> figure = sheet(np.random.default_rng(0).random((7, 16)), (4, 4), "seven")
+    >>> figure.axes[0].images[0].get_array().shape  # three rows of three, gaps between them
+    (14, 14)
+    """
+    pictures = np.asarray(images, dtype=float).reshape(-1, *image_shape)
+    columns = math.ceil(math.sqrt(len(pictures)))
+    missing = -len(pictures) % columns
+    pictures = np.concatenate([pictures, np.full((missing, *image_shape), np.nan if len(image_shape) == 2 else 1.0)])
+    gap = max(1, image_shape[1] // 14)
+    rows = [_join(row, gap, axis=1) for row in pictures.reshape(-1, columns, *image_shape)]
+    whole = _join(rows, gap, axis=0)
+    height, width = whole.shape[:2]
+    figure = Figure(figsize=(7.2, 7.2 * height / width + 0.3), dpi=_DPI, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(whole if len(image_shape) == 2 else whole.clip(0, 1), cmap="gray", interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_title(title, loc="left", fontsize="medium")
+    return figure
+
+
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a figure beside ``path`` and rename it into place; the ending says the format.
 
@@ -268,15 +294,21 @@ def _scatter_codes(axes: Axes, codes: Array, labels: ArrayLike | None, class_nam
     """Draw the codes and return a legend handle for each class (one for all, where there are no labels)."""
     y = np.zeros(len(codes), dtype=int) if labels is None else np.asarray(labels)
     classes = np.unique(y).tolist()
-    handles = []
-    for i, label in enumerate(classes):
-        colour = CLASS_COLOURS[i % len(CLASS_COLOURS)]
-        marker = CLASS_MARKERS[i // len(CLASS_COLOURS) % len(CLASS_MARKERS)]
-        name = "codes" if labels is None else class_names.get(label, f"class {label}")
-        here = codes[y == label]
-        axes.scatter(here[:, 0], here[:, 1], s=9, c=colour, marker=marker, linewidths=0.25, edgecolors="black")
-        handles.append(Line2D([], [], ls="", marker=marker, ms=7, mfc=colour, mec="black", mew=0.4, label=name))
-    return handles
+    names = ["codes" if labels is None else class_names.get(label, f"class {label}") for label in classes]
+    return [_scatter_class(axes, codes[y == label], i, names[i]) for i, label in enumerate(classes)]
+
+
+def _scatter_class(axes: Axes, here: Array, i: int, name: str) -> Line2D:
+    """Draw the codes of the i-th class and return a legend handle for it."""
+    colour = class_colour(i)
+    marker = CLASS_MARKERS[i // len(CLASS_COLOURS) % len(CLASS_MARKERS)]
+    axes.scatter(here[:, 0], here[:, 1], s=9, c=colour, marker=marker, linewidths=0.25, edgecolors="black")
+    return Line2D([], [], ls="", marker=marker, ms=7, mfc=colour, mec="black", mew=0.4, label=name)
+
+
+def class_colour(i: int) -> str:
+    """Colour of the i-th class."""
+    return CLASS_COLOURS[i % len(CLASS_COLOURS)]
 
 
 def _draw_curves(axes: Axes, curves: Array) -> list[Line2D]:

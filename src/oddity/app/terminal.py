@@ -1,6 +1,7 @@
 """What the commands say: results to standard output, everything else, progress included, to standard error."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,18 @@ def show(result: Any) -> None:
 
     console = Console()
     Console(width=console.width if console.is_terminal else 160, markup=False).print(result)
+
+
+@contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """Say what the library warns of as sentences, each once."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        for category in (RuntimeWarning, UserWarning):
+            warnings.simplefilter("always", category)
+        yield
+    for sentence in dict.fromkeys(str(warning.message) for warning in caught):
+        note(f"warning: {sentence}")
 
 
 @contextmanager

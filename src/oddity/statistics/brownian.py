@@ -262,7 +262,7 @@ def manifold_samples(
     _at_least_one("n", n)
     _at_least_one("steps", steps)
     codes = codes.detach()
-    t = _nearby(M, codes) if t is None else t
+    t = neighbour_time(M, codes) if t is None else t
     pick = torch.randint(len(codes), (n,), generator=generator, device=codes.device)
     domain = DataSupport(codes) if domain is None else domain
     return _ends(_Walkers(M, codes[pick], steps, t / steps, True, domain, True), generator)
@@ -439,8 +439,8 @@ def _ends(walkers: _Walkers, generator: torch.Generator | None) -> Tensor:
     return walkers.z
 
 
-def _nearby(M: Manifold, codes: Tensor) -> float:
-    """Time in which Brownian motion goes about as far as a code's tenth neighbour."""
+def neighbour_time(M: Manifold, codes: Tensor) -> float:
+    """Time in which the root mean square way of Brownian motion, sqrt(d t), is the median one to a tenth neighbour."""
     k = min(_NEIGHBOUR, len(codes) - 1)
     some = codes[:: -(-len(codes) // 1000)]
     near = torch.from_numpy(KDTree(_array(codes)).query(_array(some), k=k + 1)[1][:, -1]).to(codes.device)

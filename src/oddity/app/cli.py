@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from oddity.app.commands import demo, geodesics, statistics, training
+from oddity.app.commands import demo, geodesics, paper, statistics, training
 from oddity.app.terminal import Interrupted, first_process
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for theme in (demo, training, geodesics, statistics):
+for theme in (demo, training, geodesics, statistics, paper):
     app.add_typer(theme.app)
 
 _UsageError: Any = typer.BadParameter.__base__  # Typer's own copy, or Click's: it moved between versions

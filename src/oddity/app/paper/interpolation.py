@@ -1,0 +1,58 @@
+"""Interpolation between digits, along geodesics and along straight lines (section 5.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from oddity.app import latent
+from oddity.app.paper.lab import Lab, Record, paired, summary
+from oddity.app.report import Connections
+from oddity.models.storage import SavedModel
+from oddity.statistics.interpolation import Interpolation
+
+TITLES = {"geodesic": "geodesic", "line": "straight line"}
+
+
+def interpolation(lab: Lab) -> tuple[Record, dict[str, Figure]]:
+    """Unevenness of the frames between random images of a 0 and of a 1: the smaller, the more gradual."""
+    settings = lab.settings["interpolation"]
+    uneven: dict[str, list[float]] = {name: [] for name in TITLES}
+    figures, converged = {}, 0
+    for seed, (saved, _) in enumerate(lab.pairs(settings["repetitions"])):
+        found = _pairs(saved, settings["pairs"], seed)
+        converged += int(found.geodesic.converged.sum())
+        decoded = latent.frames(saved, found, settings["frames"])
+        both = dict(zip(TITLES, decoded, strict=True))
+        for name, frames in both.items():
+            uneven[name] += frames.unevenness.tolist()
+        lab.say(f"interpolations: {seed + 1} done")
+        if seed == 0:
+            figures["interpolation"] = latent.draw_frames(saved, found, decoded, settings["pictured"])
+            figures["autocorrelation"] = _figure(found, both)
+    record: Record = {name: summary(values) for name, values in uneven.items()}
+    return record | {"paired": paired(uneven["line"], uneven["geodesic"]), "converged": converged}, figures
+
+
+def _pairs(saved: SavedModel, count: int, seed: int) -> Connections:
+    """Geodesics from random codes of one digit to random codes of the other."""
+    M, roads = latent.geometry(saved)
+    codes, labels, rng = latent.codes_of(saved), np.asarray(saved.labels), np.random.default_rng(seed)
+    i, j = (rng.choice(np.flatnonzero(labels == digit), count, replace=False) for digit in np.unique(labels))
+    names = [(f"code {a}", f"code {b}") for a, b in zip(i, j, strict=True)]
+    return Connections.between(M, codes[i], codes[j], names, roads)
+
+
+def _figure(found: Connections, both: dict[str, Interpolation]) -> Figure:
+    """Draw the correlations between frames, of the pair that has most to show."""
+    pair = int(found.ratio.nan_to_num(1.0).argmin())
+    figure = Figure(figsize=(8.4, 4.1), dpi=200, layout="constrained")
+    for axes, (name, frames) in zip(panels := figure.subplots(1, 2), both.items(), strict=True):
+        shown = axes.imshow(frames.autocorrelation[pair], cmap="cividis", vmin=-1, vmax=1)
+        axes.set_title(f"{TITLES[name]}: unevenness {float(frames.unevenness[pair]):.2f}")
+        axes.set(xlabel="frame", ylabel="frame")
+    bar: Any = figure.colorbar(shown, ax=panels)
+    bar.set_label("correlation between frames")
+    return figure

@@ -1,0 +1,100 @@
+"""What the experiments share: settings, data, models, and how repetitions are summed up."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+from scipy.stats import ttest_rel
+from torch import Tensor
+
+from oddity.app.datasets import Dataset, open_dataset
+from oddity.models.storage import SavedModel
+from oddity.models.training import fit_vae
+
+Record = dict[str, Any]
+T = TypeVar("T")
+
+
+class Sample(NamedTuple):
+    """Rows of a data set, (n, D), and the class of each, (n,)."""
+
+    X: Tensor
+    y: NDArray[np.int64]
+    image_shape: tuple[int, ...] | None
+
+
+class Lab:
+    """The settings and the data of a run, and the models that several experiments look at.
+
+    Parameters
+    ----------
+    settings
+        As :data:`oddity.app.paper.settings.SETTINGS`.
+    say
+        Called with a sentence after each part of an experiment.
+    jobs
+        Processes, among which repetitions are shared out.
+    """
+
+    def __init__(self, settings: Record, say: Callable[[str], None] = lambda _: None, jobs: int = 1) -> None:
+        self.settings, self.say, self.jobs = settings, say, jobs
+        self._pairs: dict[int, tuple[SavedModel, Sample]] = {}
+
+    @functools.cached_property
+    def data(self) -> Dataset:
+        """All images."""
+        return open_dataset(self.settings["data"]["name"])
+
+    def map(self, title: str, work: Callable[..., T], tasks: Iterable[tuple[Any, ...]]) -> list[T]:
+        """Return what ``work`` makes of the arguments of each task, in their order."""
+        results = Parallel(n_jobs=self.jobs, return_as="generator")(delayed(work)(*task) for task in tasks)
+        done = []
+        for result in results:
+            done.append(result)
+            self.say(f"{title}: {len(done)} done")
+        return done
+
+    def sample(self, digits: Sequence[int], per_digit: int, seed: int, part: str = "train") -> Sample:
+        """Draw so many different rows of each digit from a part of the data, shuffled."""
+        first, last = self.settings["data"][part]
+        assert self.data.y is not None
+        y, rng = self.data.y[first:last], np.random.default_rng([seed, *digits])
+        rows = np.concatenate([rng.choice(np.flatnonzero(y == digit), per_digit, replace=False) for digit in digits])
+        rows = first + rng.permutation(rows)
+        return Sample(torch.from_numpy(self.data.X[rows]), self.data.y[rows], self.data.image_shape)
+
+    def pairs(self, count: int) -> list[tuple[SavedModel, Sample]]:
+        """Return the models of the digits 0 and 1 that several experiments look at, for the first seeds."""
+        settings = self.settings["pair"]
+        missing = [seed for seed in range(count) if seed not in self._pairs]
+        samples = [self.sample(settings["digits"], settings["per_digit"], seed) for seed in missing]
+        tasks = [(sample, seed, settings["fit"]) for sample, seed in zip(samples, missing, strict=True)]
+        models = self.map("models of two digits", fit, tasks)
+        self._pairs |= dict(zip(missing, zip(models, samples, strict=True), strict=True))
+        return [self._pairs[seed] for seed in range(count)]
+
+
+def fit(sample: Sample, seed: int, settings: Record) -> SavedModel:
+    """Train a model on a sample."""
+    vae = fit_vae(sample.X, seed=seed, **settings)
+    return SavedModel(vae, vae.encode(sample.X), torch.from_numpy(sample.y), {"image_shape": sample.image_shape})
+
+
+def summary(runs: Sequence[float]) -> Record:
+    """Mean and standard deviation of the runs, and each of them."""
+    values = np.asarray(runs, dtype=float)
+    sd = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    return {"mean": float(values.mean()), "sd": sd, "runs": values.tolist()}
+
+
+def paired(ours: Sequence[float], theirs: Sequence[float]) -> Record:
+    """Paired t test of whether ours are greater; no statistic where the differences are all the same."""
+    test = ttest_rel(ours, theirs, alternative="greater")
+    t, p = (float(value) if np.isfinite(value) else None for value in (test.statistic, test.pvalue))
+    return {"ahead_by": float(np.mean(np.subtract(ours, theirs))), "t": t, "p": p}

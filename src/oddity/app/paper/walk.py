@@ -1,0 +1,72 @@
+"""Random walks in latent space: Riemannian beside Euclidean Brownian motion (section 5.4)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from oddity.app import comparisons, latent, plots
+from oddity.app.paper.lab import Lab, Record, summary
+from oddity.geometry.pullback import expected_metric
+from oddity.models.storage import SavedModel
+from oddity.statistics.brownian import DataSupport, Walk, brownian_motion
+
+TITLES = {"riemannian": "Riemannian", "euclidean": "Euclidean"}
+
+
+def walk(lab: Lab) -> tuple[Record, dict[str, Figure]]:
+    """Share of the steps that lie in the data's support, of walkers that start at random codes.
+
+    The Euclidean motion has the flat metric under which steps at a typical code are as long.
+    """
+    settings = lab.settings["walk"]
+    shares: dict[str, list[float]] = {name: [] for name in TITLES}
+    moved: dict[str, list[float]] = {name: [] for name in TITLES}
+    figures = {}
+    for seed, (saved, _) in enumerate(lab.pairs(settings["repetitions"])):
+        walks = _walks(saved, settings, seed)
+        codes = latent.codes_of(saved)
+        support, width = DataSupport(codes), float(codes.std(0).norm())
+        for name, found in walks.items():
+            shares[name].append(float(support(found.points[:, 1:]).float().mean()))
+            way = (found.points[:, -1] - found.points[:, 0]).norm(dim=-1)
+            moved[name].append(float(way.square().mean().sqrt()) / width)
+        lab.say(f"walks: {seed + 1} done")
+        if seed == 0:
+            figures["walk"] = _figure(saved, walks, shares, settings)
+    record = {name: summary(values) for name, values in shares.items()}
+    total = settings["steps"] * settings["dt"]
+    return record | {"moved": {name: summary(v) for name, v in moved.items()}, "time": total}, figures
+
+
+def _walks(saved: SavedModel, settings: Record, seed: int) -> dict[str, Walk]:
+    M, codes = expected_metric(saved.vae.decoder), latent.codes_of(saved)
+    start = codes[np.random.default_rng(seed).choice(len(codes), settings["walkers"], replace=False)]
+    spaces = {"riemannian": M, "euclidean": latent.flat_like(M, codes)}
+    return {
+        name: brownian_motion(
+            space, start, settings["steps"], settings["dt"], generator=torch.Generator().manual_seed(seed)
+        )
+        for name, space in spaces.items()
+    }
+
+
+def _figure(saved: SavedModel, walks: dict[str, Walk], shares: dict[str, list[float]], settings: Record) -> Figure:
+    codes = latent.codes_of(saved)
+    plane = plots.Plane.around(codes)
+    at = np.linspace(0, settings["steps"], settings["frames"]).round().astype(int).tolist()
+    paths = {
+        f"{TITLES[name]}: {100 * shares[name][0]:.1f} % of all steps within the data": comparisons.Path(
+            found.points[0], latent.decoded(saved, found.points[0, at]), at
+        )
+        for name, found in walks.items()
+    }
+    return comparisons.walks(
+        plane,
+        latent.magnification(saved, plane),
+        codes,
+        paths,
+        settings["steps"] * settings["dt"],
+        image_shape=latent.image_shape(saved),
+    )

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from oddity.app import plots
-from oddity.app.plots import Plane, interpolations, latent_map, save, variance
+from oddity.app.comparisons import Clustering, clusters, densities, walks
+from oddity.app.comparisons import Path as Walk
+from oddity.app.plots import Plane, interpolations, latent_map, save, sheet, variance
 
 CODES = np.random.default_rng(0).normal(size=(30, 2))
 PLANE = Plane.around(CODES, size=12)
@@ -129,6 +132,67 @@ def test_interpolations_put_the_geodesic_over_the_line(pairs: int, image_shape) 
     np.testing.assert_allclose(first, expected[0][:width].squeeze())
     np.testing.assert_allclose(last, expected[1][-width:].squeeze())
     assert overlaps(figure) == []
+
+
+@pytest.mark.parametrize("image_shape", [(2, 3), None])
+@pytest.mark.parametrize("k", [1, 3, 12])
+def test_clusters_side_by_side(k: int, image_shape) -> None:
+    labels, images = np.arange(30) % k, np.random.default_rng(0).random((k, 6))
+    left, right = Clustering(labels, CODES[:k], images), Clustering(labels[::-1], CODES[-k:], images)
+    figure = clusters(PLANE, VALUES, CODES, {"a": left, "b": right}, image_shape=image_shape)
+    assert legend(figure) == [*(f"cluster {i}" for i in range(k)), "centre"]
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["a", "b"]
+    assert len(figure.axes) == 2 + (2 * k if image_shape else 0)
+    drawn = [[line.get_xydata()[0] for line in axes.lines] for axes in figure.axes[:2]]
+    np.testing.assert_array_equal(drawn, [CODES[:k], CODES[-k:]])
+    if image_shape:
+        np.testing.assert_array_equal(figure.axes[2].images[0].get_array(), images[0].reshape(image_shape))
+    assert overlaps(figure) == []
+
+
+def test_the_regions_of_a_normal_density_hold_their_shares() -> None:
+    plane = Plane.around(np.array([[-4.0, -4.0], [4.0, 4.0]]), size=160)
+    normal = -np.square(plane.points).sum(1) / 2
+    figure = densities(plane, plane.points.sum(1), CODES, np.arange(30) % 10, {"a": normal, "b": normal}, [CODES] * 2)
+    for axes in figure.axes[:2]:
+        contours = [found for found in axes.collections if isinstance(found, ContourSet)]
+        radii = [np.linalg.norm(found.get_paths()[0].vertices, axis=1).mean() for found in contours]
+        np.testing.assert_allclose(radii, np.sqrt(-2 * np.log(1 - np.array([0.5, 0.8, 0.95]))), rtol=0.02)
+    assert legend(figure)[-4:] == ["mean", "50 % of the mass", "80 %", "95 %"]
+    assert overlaps(figure) == []
+
+
+@pytest.mark.parametrize("image_shape", [(2, 3), None])
+def test_walks_side_by_side(image_shape) -> None:
+    frames, at = np.random.default_rng(0).random((7, 6)), [0, 5, 10, 15, 20, 25, 29]
+    paths = {"Riemannian": Walk(CODES, frames, at), "Euclidean": Walk(9 * CODES, 1 - frames, at)}
+    figure = walks(PLANE, VALUES, CODES, paths, 290.0, image_shape=image_shape)
+    assert legend(figure) == ["codes", "start", "end"]
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["Riemannian", "Euclidean"]
+    left, right, bottom, top = PLANE.extent
+    for axes in figure.axes[:2]:
+        np.testing.assert_allclose([*axes.get_xlim(), *axes.get_ylim()], [left, right, bottom, top])
+    assert [axes.get_xlabel() for axes in figure.axes[2:9]] == ["0", "50", "100", "150", "200", "250", "290"]
+    np.testing.assert_array_equal(figure.axes[9].images[0].get_array().ravel(), 1 - frames[0])
+    assert overlaps(figure) == []
+
+
+def test_a_sheet_holds_every_image() -> None:
+    images = np.random.default_rng(0).random((5, 12))
+    drawn = sheet(images, (3, 4), "five").axes[0].images[0].get_array()
+    assert drawn.shape == (2 * 3 + 1, 3 * 4 + 2)
+    np.testing.assert_array_equal(drawn[:3, :4], images[0].reshape(3, 4))
+    np.testing.assert_array_equal(drawn[4:, 5:9], images[4].reshape(3, 4))
+    assert np.isnan(drawn[4:, 10:].filled(np.nan)).all()
+
+
+def test_values_carried_from_a_coarse_plane() -> None:
+    fine = Plane.around(CODES, size=40)
+    values = fine.interpolated(PLANE, VALUES)
+    np.testing.assert_allclose(values, fine.points.sum(1), atol=1e-9)  # linear values are exact
+    hole = VALUES.copy()
+    hole[0] = -np.inf
+    assert np.isfinite(fine.interpolated(PLANE, hole)).all()
 
 
 def test_a_saved_figure_is_what_its_name_says(tmp_path: Path) -> None:

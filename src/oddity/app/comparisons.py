@@ -35,7 +35,7 @@ _LEFT, _PANEL, _GAP, _RIGHT = 0.8, 4.6, 0.35, 1.2  # inches
 _TOP, _SCALE, _LEGEND = 0.45, 0.6, 0.25
 _SIGNS = 8  # in a row of the legend
 _SHARES = (0.5, 0.8, 0.95)  # of the mass, whose regions of highest density are drawn
-_CONTOURS = ("#D7191C", "#FDAE61", "#FFFFBF")  # from the inmost outwards
+_CONTOURS: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.5)))  # from the inmost outwards
 _TIME = LinearSegmentedColormap.from_list("time", colormaps["YlOrRd"](np.linspace(0.08, 1.0, 64)))
 
 
@@ -135,7 +135,7 @@ def densities(
     log_volume: ArrayLike,
     codes: ArrayLike,
     labels: ArrayLike | None,
-    log_densities: Mapping[str, tuple[Plane, ArrayLike]],
+    log_densities: Mapping[str, ArrayLike],
     means: Sequence[ArrayLike],
     *,
     class_names: Mapping[int, str] | None = None,
@@ -149,7 +149,7 @@ def densities(
     codes, labels
         The codes (n, 2), and the class of each (n,).
     log_densities
-        By the title of the panel: a plane, and the log density with respect to dz at its points.
+        With respect to dz, at ``plane.points``, (h * w,), by the title of the panel.
     means
         Of each density, (k, 2).
     class_names
@@ -164,7 +164,7 @@ def densities(
     --------
     >>> codes = np.array([[0.0, 0.0], [1.0, 1.0]])
     >>> plane = Plane.around(codes, size=20)
-    >>> normal = plane, -np.square(plane.points - 0.5).sum(1) / 0.1
+    >>> normal = -np.square(plane.points - 0.5).sum(1) / 0.1
     >>> figure = densities(plane, plane.points.sum(1), codes, None, {"LAND": normal}, [codes[:1]])
     >>> [text.get_text() for text in figure.legends[0].get_texts()]
     ['codes', 'mean', '50 % of the mass', '80 %', '95 %']
@@ -174,19 +174,18 @@ def densities(
     figure, panels = _maps(plane, log_volume, list(log_densities), classes + 4)
     halo: list[AbstractPathEffect] = [withStroke(linewidth=3.6, foreground="black")]
     star: dict[str, Any] = {"marker": "*", "mfc": "white", "mec": "black", "mew": 0.9, "ls": ""}
-    for axes, (grid, log_density), centres in zip(panels, log_densities.values(), means, strict=True):
+    for axes, log_density, centres in zip(panels, log_densities.values(), means, strict=True):
         handles = _scatter_codes(axes, codes, labels, class_names or {})
-        image = np.exp(grid.image(log_density))
-        for share, colour in zip(_SHARES, _CONTOURS, strict=True):
-            levels = [_level(image, share)]
-            lines = axes.contour(grid.z1, grid.z2, image, levels=levels, colors=[colour], linewidths=2.0, zorder=3)
-            lines.set_path_effects(halo)
+        image = np.exp(plane.image(log_density))
+        for share, style in zip(_SHARES, _CONTOURS, strict=True):
+            look: dict[str, Any] = {"levels": [_level(image, share)], "colors": ["white"], "linestyles": [style]}
+            axes.contour(plane.z1, plane.z2, image, linewidths=1.6, zorder=3, **look).set_path_effects(halo)
         for centre in _flat_codes(centres):
             axes.plot(*centre, ms=19, zorder=5, **star)
     handles.append(Line2D([], [], ms=14, label="mean", **star))
-    for share, colour in zip(_SHARES, _CONTOURS, strict=True):
+    for share, style in zip(_SHARES, _CONTOURS, strict=True):
         name = f"{share:.0%}".replace("%", " %") + (" of the mass" if share == _SHARES[0] else "")
-        handles.append(Line2D([], [], color=colour, lw=2.0, path_effects=halo, label=name))
+        handles.append(Line2D([], [], color="white", ls=style, lw=1.6, path_effects=halo, label=name))
     _legend(figure, handles)
     return figure
 

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike, NDArray
+from scipy.interpolate import RegularGridInterpolator
 
 from oddity.app.files import check_writable, replacing
 
@@ -69,6 +70,17 @@ class Plane:
     def extent(self) -> tuple[float, float, float, float]:
         """Left, right, bottom, top."""
         return float(self.z1[0]), float(self.z1[-1]), float(self.z2[0]), float(self.z2[-1])
+
+    def interpolated(self, coarse: "Plane", values: ArrayLike) -> Array:
+        """Values at the points of another plane, carried over to these points: (h' * w',) -> (h * w,).
+
+        What is minus infinity there becomes less than every other value by 100.
+        """
+        image = coarse.image(values)
+        finite = np.isfinite(image)
+        image = np.where(finite, image, image[finite].min(initial=0.0) - 100)
+        along: Array = RegularGridInterpolator((coarse.z2, coarse.z1), image)(self.points[:, ::-1])
+        return along
 
     def image(self, values: ArrayLike) -> Array:
         """Values at the points, (h * w,), as rows and columns: (h, w)."""

@@ -150,7 +150,7 @@ def density(
         int,
         Option(min=2, metavar="N", help="Random codes at most, to fit and to judge by: a fit of more takes longer."),
     ] = 500,
-    size: Annotated[int, Option(min=8, help="Points of the grid of densities along each axis.")] = 40,
+    size: Annotated[int, Option(min=8, help="Points along each axis at which the figure measures LAND.")] = 32,
     seed: Seed = 0,
     out: Annotated[Path, Option("--out", "-o", metavar="PNG", help="The figure: .png, .pdf or .svg.")] = Path(
         "density.png"
@@ -231,23 +231,24 @@ def _component_table(land: Any) -> "Table":
 
 
 def _density_figure(saved: "SavedModel", land: Any, gmm: Any, size: int, scores: "dict[str, NDArray[Any]]") -> "Figure":
-    """Draw LAND on a coarse grid, since each point takes a geodesic, and the Gaussian mixture on the same."""
+    """Draw both densities; that of LAND with respect to dM is smooth, and interpolated: a geodesic a point is dear."""
     from oddity.app import comparisons, latent, plots
 
     codes = latent.codes_of(saved)
     plane = plots.Plane.around(codes)
-    grid = plots.Plane.around(codes, size=size, margin=0.1)
-    reached = _reached(scores)
-    panels = {
-        f"{name}: {scores[name][reached].mean():.3g} on held-out codes": (grid, values)
-        for name, values in {
-            "LAND": land.score_samples(grid.points.astype(land.means_.dtype)),
-            "Gaussian mixture": gmm.score_samples(grid.points),
-        }.items()
+    coarse = plots.Plane.around(codes, size=size)
+    log_volume = latent.magnification(saved, plane)
+    log_density = land.log_density(coarse.points.astype(land.means_.dtype))
+    values = {
+        "LAND": plane.interpolated(coarse, log_density) + log_volume,
+        "Gaussian mixture": gmm.score_samples(plane.points),
     }
+    reached = _reached(scores)
+    held_out = {name: f"{log_density[reached].mean():.3g}" for name, log_density in scores.items()}
+    panels = {f"{name}: log density {held_out[name]} on held-out codes": value for name, value in values.items()}
     return comparisons.densities(
         plane,
-        latent.magnification(saved, plane),
+        log_volume,
         codes,
         saved.labels,
         panels,

@@ -26,19 +26,6 @@ from oddity.models.vae import Architecture
 QUICK = ["--epochs", "2", "--variance-epochs", "2", "--centres", "4", "--hidden", "8,4"]
 COMMANDS = ["demo", "train", "encode", "map", "geodesic", "interpolate", "distances", "info"]
 COMMANDS += ["cluster", "density", "walk", "sample"]
-    "demo",
-    "train",
-    "encode",
-    "map",
-    "geodesic",
-    "interpolate",
-    "distances",
-    "info",
-    "cluster",
-    "density",
-    "walk",
-    "sample",
-]
 
 
 def run_command(*arguments: str, **options) -> subprocess.CompletedProcess[str]:

@@ -40,11 +40,8 @@ def table(text: str, row: str) -> list[str]:
     return [cell.strip() for cell in line.strip("│").split("│")][1:]
 
 
-@pytest.mark.parametrize("options", [[], ["--medoids"]])
-def test_cluster_writes_what_it_draws_and_tells(
-    options: list[str], model: Path, here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["cluster", str(model), "-k", "3", "--method", "graph", *options]) == 0
+def test_cluster_writes_what_it_draws_and_tells(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cluster", str(model), "-k", "3", "--method", "graph"]) == 0
     said, saved = capsys.readouterr().out, load_model(model)
     found = np.load("clusters.npz")
     assert found["labels"].shape == found["euclidean_labels"].shape == (len(saved.codes),)
@@ -59,10 +56,11 @@ def test_cluster_writes_what_it_draws_and_tells(
     assert sorted(path.name for path in here.iterdir()) == ["clusters.npz", "clusters.png"]
 
 
+@pytest.mark.parametrize("options", [[], ["--medoids"]])
 def test_clusters_of_other_dimensions_come_without_a_figure(
-    blobs: Path, here: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], blobs: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["cluster", str(blobs), "-k", "2", "--method", "graph", "-o", "c.npz"]) == 0
+    assert main(["cluster", str(blobs), "-k", "2", "--method", "graph", "-o", "c.npz", *options]) == 0
     said = capsys.readouterr()
     assert "no figure: it needs a two-dimensional latent space, and this one has 3" in said.err
     assert "agreement" not in said.out
@@ -111,25 +109,22 @@ def test_density_in_a_curved_space(model: Path, here: Path, capsys: pytest.Captu
 
 
 def test_walk_says_how_much_keeps_to_the_data(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    short = ["walk", str(model), "--from", "5", "--walkers", "2", "--steps", "10"]
-    assert main([*short, "--dt", "1e-6"]) == 0
+    assert main(["walk", str(model), "--from", "5", "--walkers", "2", "--steps", "10", "--dt", "1e-6"]) == 0
     said = capsys.readouterr()
     assert "from code 5, T = 10 steps x 1e-06 = 1e-05; support: DataSupport(537 codes, radius" in said.err
     assert "walk.png" in said.err
     for name in ("Riemannian", "Euclidean"):
         assert table(said.out, name)[:3] == ["1.0000", "0.0000", "2 of 2"]
     assert Path("walk.png").exists()
-    assert main([*short, "--dt", "1e6"]) == 0
-    assert float(table(capsys.readouterr().out, "Euclidean")[0]) < 0.5
 
 
 def test_walk_in_other_dimensions_comes_without_a_figure(
     blobs: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["walk", str(blobs), "--walkers", "1", "--steps", "3"]) == 0
+    assert main(["walk", str(blobs), "--walkers", "1", "--steps", "3", "--dt", "1e6"]) == 0
     said = capsys.readouterr()
     assert "no figure: it needs a two-dimensional latent space, and this one has 3" in said.err
-    assert table(said.out, "Riemannian")[1:3] == ["", "1 of 1"]
+    assert table(said.out, "Euclidean")[:3] == ["0.0000", "", "1 of 1"]
     assert not Path("walk.png").exists()
 
 
@@ -158,21 +153,21 @@ def test_samples_that_are_no_images_have_no_sheet(blobs: Path, here: Path, capsy
 
 BAD = {
     "too many clusters": ("cluster blobs -k 25", "n_samples = 24 is less than n_clusters = 25"),
-    "no clusters": ("cluster blobs -k 0", "Invalid value for '--clusters' / '-k': 0"),
+    "no clusters": ("cluster blobs -k 0", "Invalid value for '--clusters' / '-k'"),
     "labels' ending": ("cluster blobs -o c.csv", "let its name end in .npz"),
     "clusters' figure": ("cluster blobs --figure c.jpg", "let its name end in .png"),
-    "too many components": ("density blobs -k 20", "20"),
+    "too many components": ("density blobs -k 20", "20 components need as many codes, and 19 are left"),
     "density's ending": ("density blobs -o d.txt", "let its name end in .png"),
     "density's folder": ("density blobs -o none/d.png", "there is no folder none"),
-    "no steps": ("walk blobs --steps 0", "Invalid value for '--steps': 0"),
+    "no steps": ("walk blobs --steps 0", "Invalid value for '--steps'"),
     "no time": ("walk blobs --dt 0", "a step would take the time 0.0; it must be positive and finite"),
     "NaN for a time": ("walk blobs --dt nan", "a step would take the time nan"),
     "NaN for a place": ("walk blobs --from nan,0,0", "--from nan,0,0 is no place in 3 dimensions"),
     "no such code": ("walk blobs --from 24", "--from 24 is out of range: the model holds the codes 0 to 23"),
     "negative time": ("sample blobs --time=-1", "it must be positive and finite"),
-    "no draws": ("sample blobs -n 0", "Invalid value for '--number' / '-n': 0"),
+    "no draws": ("sample blobs -n 0", "Invalid value for '--number' / '-n'"),
     "samples' ending": ("sample blobs -o s.csv", "let its name end in .npz or .npy"),
-    "NaN among the codes": ("cluster nan -k 2", "nan"),
+    "NaN among the codes": ("cluster nan -k 2", "not finite: train the model again"),
     **{f"no model to {name}": (f"{name} none", "there is no folder 'none'") for name in ("cluster", "density", "walk")},
     **{
         f"no codes to {name}": (f"{name} empty", "the model holds no codes: train it with oddity train")

@@ -174,6 +174,8 @@ def density(
     every = latent.codes_of(saved)
     chosen = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:codes]
     held_out, fitted = every[chosen].split([count := max(1, round(HELD_OUT * len(chosen))), len(chosen) - count])
+    if components > len(fitted):
+        raise ValueError(f"{components} components need as many codes, and {len(fitted)} are left to fit them to")
     with messages().status("densities") as status, warnings_as_notes():
         land = LAND(
             expected_metric(saved.vae.decoder),

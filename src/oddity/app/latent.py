@@ -19,6 +19,7 @@ from oddity.geometry.spaces import Euclidean
 from oddity.models.storage import SavedModel
 from oddity.models.vae import VAE
 from oddity.statistics.interpolation import Interpolation
+from oddity.statistics.land import LAND
 
 
 def rows(data: Dataset, vae: VAE) -> Tensor:
@@ -92,6 +93,17 @@ def over(plane: Plane, like: Tensor, function: Callable[[Tensor], Tensor]) -> An
 def magnification(saved: SavedModel, plane: Plane) -> Any:
     """Return the magnification factor, log sqrt(det M), at the plane's points: (h * w,)."""
     return over(plane, codes_of(saved), expected_metric(saved.vae.decoder).log_volume)
+
+
+def land_over(saved: SavedModel, plane: Plane, land: LAND, size: int) -> Any:
+    """Return the log density of LAND with respect to dz at the plane's points: (h * w,).
+
+    A geodesic for each point is dear, but the density with respect to dM is smooth: it is measured on a grid of
+    ``size`` x ``size`` points, and interpolated.
+    """
+    coarse = Plane.around(codes_of(saved), size=size)
+    log_density = land.log_density(coarse.points.astype(land.means_.dtype))
+    return plane.interpolated(coarse, log_density) + magnification(saved, plane)
 
 
 def decoded(saved: SavedModel, z: ArrayLike | Tensor) -> NDArray[Any]:

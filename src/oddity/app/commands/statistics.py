@@ -233,16 +233,12 @@ def _component_table(land: Any) -> "Table":
 
 
 def _density_figure(saved: "SavedModel", land: Any, gmm: Any, size: int, scores: "dict[str, NDArray[Any]]") -> "Figure":
-    """Draw both densities; that of LAND with respect to dM is smooth, and interpolated: a geodesic a point is dear."""
     from oddity.app import comparisons, latent, plots
 
     codes = latent.codes_of(saved)
     plane = plots.Plane.around(codes)
-    coarse = plots.Plane.around(codes, size=size)
-    log_volume = latent.magnification(saved, plane)
-    log_density = land.log_density(coarse.points.astype(land.means_.dtype))
     values = {
-        "LAND": plane.interpolated(coarse, log_density) + log_volume,
+        "LAND": latent.land_over(saved, plane, land, size),
         "Gaussian mixture": gmm.score_samples(plane.points),
     }
     reached = _reached(scores)
@@ -250,7 +246,7 @@ def _density_figure(saved: "SavedModel", land: Any, gmm: Any, size: int, scores:
     panels = {f"{name}: log density {held_out[name]} on held-out codes": value for name, value in values.items()}
     return comparisons.densities(
         plane,
-        log_volume,
+        latent.magnification(saved, plane),
         codes,
         saved.labels,
         panels,

@@ -47,15 +47,17 @@ def _compare(saved: SavedModel, settings: Record, seed: int) -> tuple[dict[str, 
 
 def _figure(saved: SavedModel, models: dict[str, Any], settings: Record) -> Figure:
     codes = latent.codes_of(saved)
-    plane, grid = plots.Plane.around(codes), plots.Plane.around(codes, size=settings["grid"], margin=0.1)
-    titles = {"land": "mixture of LANDs", "gmm": "Gaussian mixture"}
-    values = {titles[name]: model.score_samples(grid.points.astype(np.float32)) for name, model in models.items()}
+    plane = plots.Plane.around(codes)
+    values = {
+        "mixture of LANDs": latent.land_over(saved, plane, models["land"], settings["grid"]),
+        "Gaussian mixture": models["gmm"].score_samples(plane.points),
+    }
     return comparisons.densities(
         plane,
         latent.magnification(saved, plane),
         codes,
         saved.labels,
-        {title: (grid, log_density) for title, log_density in values.items()},
+        values,
         [model.means_ for model in models.values()],
         class_names={digit: f"digit {digit}" for digit in (0, 1)},
     )

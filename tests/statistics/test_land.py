@@ -109,20 +109,6 @@ def test_on_a_decoder_the_density_integrates_to_one() -> None:
     np.testing.assert_allclose(np.log(density), ratio)
 
 
-@pytest.mark.slow
-def test_on_a_fitted_vae_the_density_integrates_to_one() -> None:
-    X, _ = oddity.datasets.load("digits", classes=[0, 1], per_class=100)
-    vae = oddity.fit_vae(X, latent_dim=2, epochs=60, n_centres=16)
-    codes = vae.encode(torch.as_tensor(X))
-    M = oddity.expected_metric(vae.decoder.requires_grad_(False))
-    model = LAND(M, 1, random_state=0, n_samples=64).fit(codes)
-    low, high = (codes.min(0).values - 2).double(), (codes.max(0).values + 2).double()
-    grid, area = square_grid(20, 1.0)
-    points = (low + high) / 2 + grid * (high - low) / 2
-    density = np.exp(model.score_samples(points.float()))
-    assert density.sum() * area * float((high - low).prod()) / 4 == pytest.approx(1, abs=0.01)
-
-
 def test_in_three_dimensions_by_monte_carlo() -> None:
     """The mean of the density over uniform points of S^3, within four standard errors."""
     points = torch.nn.functional.normalize(normal(4000, 4, 3), dim=1)

@@ -61,6 +61,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; at run time the same na
     from oddity.statistics.interpolation import Interpolation as Interpolation
     from oddity.statistics.interpolation import analogy as analogy
     from oddity.statistics.interpolation import interpolate as interpolate
+    from oddity.statistics.land import LAND as LAND
     from oddity.statistics.means import FrechetMean as FrechetMean
     from oddity.statistics.means import frechet_mean as frechet_mean
     from oddity.statistics.stability import Stability as Stability
@@ -98,6 +99,7 @@ _HOME = {
         ],
         "oddity.statistics.clustering": ["GeodesicKMeans", "GeodesicKMedoids"],
         "oddity.statistics.interpolation": ["Analogy", "Interpolation", "analogy", "interpolate"],
+        "oddity.statistics.land": ["LAND"],
         "oddity.statistics.means": ["FrechetMean", "frechet_mean"],
         "oddity.statistics.stability": ["Stability", "stability"],
         "oddity.statistics.tangent": ["TangentPCA"],

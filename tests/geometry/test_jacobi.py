@@ -51,6 +51,26 @@ def test_constant_curvature(space: type[Manifold], f: Profile, bend: Profile, d:
     torch.testing.assert_close(spread.hessian[:, 0], G)
 
 
+def test_strong_negative_curvature_makes_no_conjugate_points() -> None:
+    """On the metric dx^2 + f(x)^2 dy^2 both f and f int 1 / f^2 solve Jacobi's equation along the x axis."""
+    c = 3000.0
+
+    class Throat(Manifold):
+        dim = 2
+
+        def push(self, z: Tensor, v: Tensor) -> Tensor:
+            return torch.stack([v[..., 0], (1 + c * z[..., 0] ** 2) * v[..., 1]], -1)
+
+    v = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    spread = exponential_spread(Throat(), torch.zeros_like(v), v, 16)
+    assert spread.converged
+    assert spread.regular.all()
+    x = torch.linspace(0, 1, 17, dtype=torch.float64)[1:]
+    f = 1 + c * x**2
+    field = f * (x / (2 * f) + (c**0.5 * x).atan() / (2 * c**0.5))
+    torch.testing.assert_close(spread.determinant[1:], field / x, rtol=0.03, atol=0)
+
+
 def test_a_pull_back_has_the_fields_of_what_it_is() -> None:
     """The sphere as the image of a map: curvature by other formulae."""
     z, v = rays(Sphere(2), 2)

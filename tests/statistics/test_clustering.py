@@ -100,8 +100,8 @@ def test_numerical_geodesics_agree_with_the_formula(method: str, few_waypoints: 
 def test_codes_in_doubt_are_solved(few_waypoints: None, monkeypatch: pytest.MonkeyPatch) -> None:
     z = clumps(40, spread=0.5)
     solved: list[int] = []
-    solve = clustering._Reach.solve
-    monkeypatch.setattr(clustering._Reach, "solve", lambda self, a, b: (solved.append(len(a)), solve(self, a, b))[1])
+    solve = clustering.Reach.solve
+    monkeypatch.setattr(clustering.Reach, "solve", lambda self, a, b: (solved.append(len(a)), solve(self, a, b))[1])
     kmeans = GeodesicKMeans(Pullback(embedded_sphere), 3, random_state=0).fit(z)
     true = Sphere(2).dist(z[:, None], torch.from_numpy(kmeans.cluster_centers_))
     assert (kmeans.labels_ == true.argmin(1).numpy()).all()
@@ -191,7 +191,7 @@ def test_a_cluster_that_loses_its_codes_gets_the_farthest(
 
 def test_a_lost_centre_is_replaced_while_its_mean_is_sought(few_waypoints: None) -> None:
     z = clumps()
-    reach = clustering._Reach(Pullback(embedded_sphere), z, "refined", None)
+    reach = clustering.Reach(Pullback(embedded_sphere), z, "refined", None)
     cells = np.arange(36), np.arange(36)
     centres = clustering._Means(reach, cells, z[[0, 0, 13]], 1e-4)
     labels, moved = clustering._assigned(centres)

@@ -16,8 +16,8 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 import oddity
-from oddity import Conformal, Euclidean, Hyperbolic, Pullback, Sphere
-from oddity.statistics.land import LAND
+from oddity import LAND, Conformal, Euclidean, Hyperbolic, Pullback, Sphere
+from oddity.statistics import land
 
 from ..geometry.cases import decoder, embedded_sphere
 
@@ -203,6 +203,34 @@ def test_mixture_of_two_on_the_hyperbolic_plane() -> None:
     np.testing.assert_allclose(models[1].weights_, 0.5, atol=0.02)
     assert models[1].bic(X) < models[0].bic(X)
     np.testing.assert_allclose(models[1].predict_proba(X).sum(1), 1)
+
+
+@pytest.mark.slow
+def test_components_that_cannot_matter_are_left_out_without_consequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    M = oddity.expected_metric(decoder().double().requires_grad_(False))
+    X = torch.cat([0.15 * normal(20) + 0.6, 0.15 * normal(20, seed=1) - 0.6])
+    settings = {"n_samples": 32, "random_state": 0, "means_init": X[[0, 20]]}
+    few = LAND(M, 2, **settings).fit(X)
+    assert not few._state.sight.tried.all()
+    monkeypatch.setattr(land, "_NEGLIGIBLE", -math.inf)
+    every = LAND(M, 2, **settings).fit(X)
+    assert every._state.sight.tried.all()
+    np.testing.assert_allclose(few.means_, every.means_, atol=1e-3)
+    assert few.lower_bound_ == pytest.approx(every.lower_bound_, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_restarts_keep_the_best_and_repeat() -> None:
+    X = torch.cat(
+        [0.1 * normal(30, seed=s) + torch.tensor(c) for s, c in enumerate([[0.5, 0.0], [-0.5, 0.0], [0.0, 0.6]])]
+    )
+    settings = {"n_samples": 32, "tol": 1e-2}
+    once, often, again = (LAND(Sphere(2), 3, n_init=n, random_state=1, **settings).fit(X) for n in (1, 2, 2))
+    assert often.lower_bound_ >= once.lower_bound_ - 1e-9
+    np.testing.assert_array_equal(often.means_, again.means_)
+    np.testing.assert_array_equal(often.score_samples(X), again.score_samples(X))
+    begun = LAND(Sphere(2), 3, init_params="geodesic", random_state=0, **settings).fit(X)
+    assert begun.lower_bound_ == pytest.approx(often.lower_bound_, abs=0.05)
 
 
 # -- draws ------------------------------------------------------------------------------------------------------------

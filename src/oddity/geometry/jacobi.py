@@ -15,7 +15,8 @@ from oddity.geometry.manifold import Manifold
 __all__ = ["Spread", "exponential_spread"]
 
 _RESOLUTION = 0.15  # difference to a grid of half as many steps, whose error is 16 times as large
-_FOLDS = 4, 16  # finer grids
+_STEEP = 3.0  # curvature times the squared step, beyond which Numerov's method sees conjugate points that are none
+_FOLDS = 2, 4, 16  # finer grids
 _POINTS_AT_A_TIME = 1056  # curvatures by automatic derivatives have a price for each call
 
 
@@ -81,7 +82,7 @@ def exponential_spread(M: Manifold, z: Tensor, v: Tensor, steps: int = 32, *, to
     ------
     ValueError
         If z or v is unusable (NaN, wrong dimension, mixed dtype, shapes that do not broadcast), steps is not an even
-        number, or the metric is singular at z.
+        number of at least 4, or the metric is singular at z.
 
     Notes
     -----
@@ -100,26 +101,29 @@ def exponential_spread(M: Manifold, z: Tensor, v: Tensor, steps: int = 32, *, to
     [1.0, 0.8415, 0.4546]
     """
     z, v = M._admit_tangents(z, v=v)
-    if steps < 2 or steps % 2:
-        raise ValueError(f"steps is {steps}; Jacobi fields need an even number of them")
+    if steps < 4 or steps % 2:
+        raise ValueError(f"steps is {steps}; Jacobi fields need an even number of them, at least 4")
     shape, d = z.shape[:-1], z.shape[-1]
     with torch.no_grad():
         z, v = z.detach().reshape(-1, d), v.detach().reshape(-1, d)
-        fields, why = _solved(M, z, v, steps, tolerance)
+        finest = _FOLDS[-1] * steps
+        path = M.shoot(z, v, torch.linspace(0, 1, finest + 1, dtype=z.dtype, device=z.device), tolerance=tolerance)
+        fields = _fields(M, path.points[:, :: _FOLDS[-1]], path.velocity[:, :: _FOLDS[-1]])
         for fold in _FOLDS:
             rough = (~fields.resolved).nonzero()[:, 0]
             if len(rough):
-                finer, _ = _solved(M, z[rough], v[rough], fold * steps, tolerance)
+                finer = _fields(M, *(x[rough, :: _FOLDS[-1] // fold] for x in (path.points, path.velocity)))
                 for whole, part in zip(fields, finer, strict=True):
                     whole[rough] = part[:, ::fold] if part.ndim > 1 else part
-    for i in (fields.converged & ~fields.resolved).nonzero().flatten().tolist():
+    converged, why = path.converged, list(path.why)
+    for i in (converged & ~fields.resolved).nonzero().flatten().tolist():
         why[i] = f"{_FOLDS[-1] * steps} steps do not resolve the Jacobi field: raise steps"
     return Spread(
-        points=fields.points.reshape(*shape, steps + 1, d),
+        points=path.points[:, :: _FOLDS[-1]].reshape(*shape, steps + 1, d),
         determinant=fields.determinant.reshape(*shape, steps + 1),
         hessian=fields.hessian.reshape(*shape, steps + 1, d, d),
         regular=fields.regular.reshape(*shape, steps + 1),
-        converged=(fields.converged & fields.resolved).reshape(shape),
+        converged=(converged & fields.resolved).reshape(shape),
         why=nested(why, shape),
     )
 
@@ -127,35 +131,33 @@ def exponential_spread(M: Manifold, z: Tensor, v: Tensor, steps: int = 32, *, to
 class _Fields(NamedTuple):
     """Jacobi fields along geodesics on one grid."""
 
-    points: Tensor  # (B, n+1, d)
     determinant: Tensor  # (B, n+1)
     hessian: Tensor  # (B, n+1, d, d)
     regular: Tensor  # (B, n+1)
-    converged: Tensor  # (B,)
     resolved: Tensor  # (B,)   up to a conjugate point the grid and one of half as many steps agree
 
 
-def _solved(M: Manifold, z: Tensor, v: Tensor, n: int, tolerance: float | None) -> tuple[_Fields, list[str]]:
-    t = torch.linspace(0, 1, n + 1, dtype=z.dtype, device=z.device)
-    path = M.shoot(z, v, t, tolerance=tolerance)
-    tide, across, known = _tide(M, path.points, path.velocity)
+def _fields(M: Manifold, c: Tensor, u: Tensor) -> _Fields:
+    """Jacobi fields along geodesics with nodes c and velocities u, ``(B, n+1, d)`` each."""
+    n = c.shape[1] - 1
+    tide, across, known = _tide(M, c, u)
     fine, bend, sound = _determinant(tide, 1 / n)
-    coarse, _, _ = _determinant(tide[:, ::2], 2 / n)
-    regular = _regular(bend, sound)
+    coarse, *rough = _determinant(tide[:, ::2], 2 / n)
+    regular, at_half = _regular(bend, sound), known[:, ::2]
+    before, apart = regular[:, ::2], regular[:, ::2] != _regular(*rough)  # beside one conjugate point
     gap = (fine[:, ::2] - coarse).abs() <= _RESOLUTION * fine[:, ::2].abs().clamp(min=1.0)
-    G = M.metric(z)
+    steep = torch.linalg.matrix_norm(tide) > _STEEP * n * n
+    steep[:, 1:] &= regular[:, :-1]  # also where it makes the first conjugate point
+    G, t = M.metric(c[:, 0]), torch.linspace(0, 1, n + 1, dtype=c.dtype, device=c.device)
     lowered = across[:, 0] @ G  # (B, d-1, d)
-    one = torch.eye(bend.shape[-1], dtype=z.dtype, device=z.device)
+    one = torch.eye(bend.shape[-1], dtype=c.dtype, device=c.device)
     hessian = G[:, None] + lowered.mT[:, None] @ (t[1:, None, None] * bend - one) @ lowered[:, None]
-    fields = _Fields(
-        points=path.points,
+    return _Fields(
         determinant=torch.where(known, fine, torch.nan),
         hessian=torch.where(known[..., None, None], torch.cat([G[:, None], hessian], 1), torch.nan),
         regular=regular,
-        converged=path.converged,
-        resolved=(gap | ~(known & regular)[:, ::2]).all(1),
+        resolved=(gap | ~before | apart | ~at_half).all(1) & ((apart & at_half).sum(1) <= 1) & ~steep.any(1),
     )
-    return fields, path.why
 
 
 def _determinant(tide: Tensor, h: float) -> tuple[Tensor, Tensor, Tensor]:

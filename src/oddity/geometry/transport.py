@@ -8,7 +8,7 @@ from torch import Tensor
 from oddity.geometry.manifold import Manifold
 from oddity.numerics.chain import node_slopes
 
-__all__ = ["transport"]
+__all__ = ["transport", "turning"]
 
 
 def transport(M: Manifold, c: Tensor, v: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def transport(M: Manifold, c: Tensor, v: Tensor) -> Tensor:
     nodes, slope = c, node_slopes(c)  # the parameter is the number of the node
     before, after, u, w = nodes[..., :-1, :], nodes[..., 1:, :], slope[..., :-1, :], slope[..., 1:, :]
     middle, middle_slope = (before + after) / 2 + (u - w) / 8, 1.5 * (after - before) - (u + w) / 4
-    at_nodes, at_middle = _turning(M, nodes, slope), _turning(M, middle, middle_slope)  # (*, n, d, d)
+    at_nodes, at_middle = turning(M, nodes, slope), turning(M, middle, middle_slope)  # (*, n, d, d)
     steps = _propagator(at_nodes[..., :-1, :, :], at_middle, at_nodes[..., 1:, :, :])
     path = [v]
     for step in steps.unbind(-3):
@@ -65,7 +65,7 @@ def transport(M: Manifold, c: Tensor, v: Tensor) -> Tensor:
     return torch.stack(path, -2)
 
 
-def _turning(M: Manifold, z: Tensor, u: Tensor) -> Tensor:
+def turning(M: Manifold, z: Tensor, u: Tensor) -> Tensor:
     """Matrix of v -> -Gamma(u, v), from the acceleration by polarisation: ``(*, d), (*, d) -> (*, d, d)``."""
     d = z.shape[-1]
     size = torch.linalg.vector_norm(u, dim=-1, keepdim=True)[..., None]  # (*, 1, 1)

@@ -39,7 +39,7 @@ from oddity.numerics.graph import distances_from
 from oddity.statistics.legs import Legs, has_formula, legs_along
 from oddity.statistics.means import Descent, admit_codes, total, warn_of_failures
 
-__all__ = ["GeodesicKMeans", "GeodesicKMedoids"]
+__all__ = ["GeodesicKMeans", "GeodesicKMedoids", "Reach"]
 
 Method: TypeAlias = Literal["refined", "exact", "graph"]
 Array: TypeAlias = NDArray[np.float64]
@@ -85,7 +85,7 @@ class _Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
     def _inertia(self, D: Array) -> float:
         return float((D.min(1) ** self._power).sum())
 
-    def _begin(self, X: ArrayLike | Tensor) -> tuple[_Reach, np.random.RandomState]:
+    def _begin(self, X: ArrayLike | Tensor) -> tuple[Reach, np.random.RandomState]:
         """Check settings and codes, and prepare to measure."""
         for name in ("n_clusters", "n_init", "max_iter"):
             value = getattr(self, name)
@@ -98,7 +98,7 @@ class _Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             raise ValueError(
                 f"n_samples = {len(z)} is less than n_clusters = {self.n_clusters}; ask for fewer clusters"
             )
-        self._reach = _Reach(self.M, z, self.method, self.solver)
+        self._reach = Reach(self.M, z, self.method, self.solver)
         return self._reach, check_random_state(self.random_state)
 
     def _end(self, centres: Tensor, rng: np.random.RandomState) -> Self:
@@ -372,7 +372,7 @@ Cells: TypeAlias = tuple[Numbers, Numbers]
 class _Centres(Protocol):
     """Centres that move to their clusters."""
 
-    reach: _Reach
+    reach: Reach
     mu: Tensor  # (k, d)
 
     def distances(self) -> Array:
@@ -420,7 +420,7 @@ def _seeds(distances: Callable[[Numbers], Array], n: int, k: int, power: int, rn
     return np.array(seeds)
 
 
-def _cells(reach: _Reach, rng: np.random.RandomState) -> Cells:
+def _cells(reach: Reach, rng: np.random.RandomState) -> Cells:
     """Thin the codes by ordinary k-means in the chart; each cell is stood for by the code nearest to its centre."""
     points = reach.z.cpu().numpy()
     count = min(_CELLS, len(np.unique(points, axis=0)))
@@ -455,7 +455,7 @@ def _counts(cells: Cells, labels: Numbers, k: int) -> Array:
 class _Nodes:
     """Centres on nodes of the graph: the best of all nodes, at the price of a product of matrices."""
 
-    def __init__(self, reach: _Reach, cells: Cells, seeds: Numbers, squares: NDArray[np.float32]) -> None:
+    def __init__(self, reach: Reach, cells: Cells, seeds: Numbers, squares: NDArray[np.float32]) -> None:
         self.reach, self.cells, self.squares = reach, cells, squares
         self._settle(reach.place[seeds])
 
@@ -483,7 +483,7 @@ class _Nodes:
 class _Means:
     """Centres that Newton's method leads to the Frechet means of their clusters, along legs that are laid once."""
 
-    def __init__(self, reach: _Reach, cells: Cells, mu: Tensor, tol: float) -> None:
+    def __init__(self, reach: Reach, cells: Cells, mu: Tensor, tol: float) -> None:
         self.reach, self.cells, self.mu = reach, cells, mu
         self.tolerance = max(tol, torch.finfo(mu.dtype).eps ** 0.75)
         self.legs: Legs | None = None
@@ -581,7 +581,7 @@ def _changes(D: Array, medoids: Numbers) -> Array:
 # -- how far it is ----------------------------------------------------------------------------------------------------
 
 
-class _Reach:
+class Reach:
     """Distances from codes and other points to centres: by a formula, along a graph of the codes, or solved."""
 
     def __init__(self, M: Manifold, z: Tensor, method: Method, solver: ChainSolver | None) -> None:

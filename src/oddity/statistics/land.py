@@ -23,9 +23,8 @@ from oddity.geometry.curve import Geodesic
 from oddity.geometry.jacobi import exponential_spread
 from oddity.geometry.manifold import Manifold
 from oddity.geometry.roadmap import Roadmap
-from oddity.geometry.transport import _turning
-from oddity.statistics.clustering import GeodesicKMeans, _Reach
-from oddity.statistics.legs import has_formula, legs_along
+from oddity.statistics.clustering import GeodesicKMeans, Reach
+from oddity.statistics.legs import covariant_hessian, has_formula, legs_along
 from oddity.statistics.means import admit_codes, warn_of_failures
 
 __all__ = ["LAND"]
@@ -38,7 +37,7 @@ Array: TypeAlias = NDArray[Any]
 _SCRAMBLES = 4  # independent randomisations of the directions, whose scatter is the standard error
 _FEWEST = 32  # rays
 _STEPS = 48  # radii on each ray
-_RAY = 1e-5  # tolerance of a ray
+_RAY = 1e-4  # tolerance of a ray
 _BEYOND = 1e-4  # mass of the normal law that rays leave out in flat space, and of a ray that is not tested for its cut
 _OUTSIDE = 2e-3  # mass in the last tenth of the rays, above which they are made longer
 _LONGEST = 30.0  # standard deviations
@@ -162,7 +161,7 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
     --------
     >>> import oddity
     >>> z = 0.3 * torch.randn(200, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    >>> land = LAND(oddity.Sphere(2), random_state=0).fit(z)
+    >>> land = oddity.LAND(oddity.Sphere(2), random_state=0).fit(z)
     >>> land.predict_proba(z[:1]).tolist()
     [[1.0]]
     >>> bool(abs(land.means_).max() < 0.1)
@@ -175,7 +174,7 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
         n_components: int = 1,
         *,
         measure: Measure = "riemannian",
-        n_samples: int = 128,
+        n_samples: int = 64,
         max_iter: int = 100,
         tol: float = 1e-3,
         n_init: int = 1,
@@ -586,9 +585,7 @@ def _logarithm(M: Manifold, b: Tensor, g: Geodesic, solver: ChainSolver) -> tupl
     v, size = -M._sharp(a, t.slope), 2 * t.value.clamp(min=0)[:, None]
     squares = M.push(a, v).square().sum(-1, keepdim=True)
     v = v * (size / torch.where(squares > 0, squares, 1.0)).sqrt()  # the length is known better
-    basis = torch.eye(a.shape[1], dtype=a.dtype, device=a.device).expand(*a.shape, -1)
-    connection = _turning(M, a[:, None].expand(basis.shape), basis)  # (N, i, k, j)   -Gamma^k_ij
-    covariant = t.hessian + torch.einsum("nk,nikj->nij", t.slope, connection)
+    covariant = covariant_hessian(M, a, t.slope, t.hessian)
     return v, torch.stack([M._sharp(a, column) for column in covariant.unbind(-1)], -1)
 
 
@@ -656,7 +653,7 @@ class _Land:
         self.rays, self.seed = 1 << math.ceil(math.log2(max(_FEWEST, settings.n_samples))), int(rng.randint(2**31))
         self.exact = settings.measure == "riemannian"
         alone = has_formula(self.M) or settings.n_components == 1
-        self.graph = None if alone else _Reach(self.M, x, "graph", settings.solver)
+        self.graph = None if alone else Reach(self.M, x, "graph", settings.solver)
 
     def run(self, means: Tensor) -> _Run:
         """Fit a mixture that begins at some means.

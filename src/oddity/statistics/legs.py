@@ -13,11 +13,12 @@ from torch import Tensor
 
 from oddity.geometry.connect import ChainSolver
 from oddity.geometry.manifold import Manifold
+from oddity.geometry.transport import turning
 from oddity.numerics.autodiff import Differential
 from oddity.numerics.blocktri import solve_block_tridiagonal
 from oddity.numerics.chain import ChainModel, interpolate_chain, solve_chain
 
-__all__ = ["Legs", "Taylor", "has_formula", "in_chart", "legs_along", "where"]
+__all__ = ["Legs", "Taylor", "covariant_hessian", "has_formula", "in_chart", "legs_along", "where"]
 
 
 class Taylor(NamedTuple):
@@ -58,6 +59,13 @@ def legs_along(M: Manifold, b: Tensor, curves: Tensor, length: Tensor, solver: C
     if has_formula(M):
         return _FormulaLegs.at(M, curves[:, 0], b)
     return _ChainLegs.along(M, curves, length, solver or ChainSolver())
+
+
+def covariant_hessian(M: Manifold, z: Tensor, slope: Tensor, hessian: Tensor) -> Tensor:
+    """Hessian along geodesics, that in the chart less the slope along Gamma: ``(N, d), (N, d, d) -> (N, d, d)``."""
+    basis = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).expand(*z.shape, -1)
+    connection = turning(M, z[:, None].expand(basis.shape), basis)  # (N, i, k, j)   -Gamma^k_ij
+    return hessian + torch.einsum("nk,nikj->nij", slope, connection)
 
 
 def in_chart(M: Manifold, points: Tensor) -> Tensor:

@@ -16,8 +16,7 @@ from oddity.geometry.connect import ChainSolver, Init
 from oddity.geometry.curve import nested
 from oddity.geometry.manifold import Manifold
 from oddity.geometry.roadmap import Roadmap
-from oddity.geometry.transport import _turning
-from oddity.statistics.legs import Legs, Taylor, has_formula, in_chart, legs_along, where
+from oddity.statistics.legs import Legs, Taylor, covariant_hessian, has_formula, in_chart, legs_along, where
 
 __all__ = ["Descent", "FrechetMean", "admit_codes", "frechet_mean", "total", "warn_of_failures"]
 
@@ -409,15 +408,11 @@ class Descent:
         self.running = ~small & (self.reach > _SHORTEST) & self.step.isfinite().all(-1)
 
     def _hessian(self) -> tuple[Tensor, Tensor]:
-        """Orthonormal tangent vectors at the means in rows, and the covariant Hessian in them: ``(B, d, d)`` twice.
-
-        It is what half the variance has along geodesics, the Hessian in the chart less its slope along Gamma.
-        """
+        """Orthonormal tangent vectors at the means in rows, and the covariant Hessian in them: ``(B, d, d)`` twice."""
         _, slope, H = self.total
         L, info = torch.linalg.cholesky_ex(self.M.metric(self.mu))
         frame = torch.where((info > 0)[:, None, None], torch.nan, torch.linalg.inv_ex(L).inverse)
-        turning = _turning(self.M, self.mu[:, None].expand(frame.shape), frame)  # (B, d, d, d)
-        H = frame @ H @ frame.mT + torch.einsum("bk,bikj,blj->bil", slope, turning, frame)
+        H = frame @ covariant_hessian(self.M, self.mu, slope, H) @ frame.mT
         return frame, (H + H.mT) / 2
 
     @torch.no_grad()

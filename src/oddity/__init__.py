@@ -26,6 +26,9 @@ if TYPE_CHECKING:  # what type checkers and editors see; at run time the same na
     from oddity.geometry.curve import Geodesic as Geodesic
     from oddity.geometry.distances import Distances as Distances
     from oddity.geometry.distances import pairwise_distances as pairwise_distances
+    from oddity.geometry.ensemble import ensemble_metric as ensemble_metric
+    from oddity.geometry.ensemble import independent_members_energy as independent_members_energy
+    from oddity.geometry.fisher import fisher_metric as fisher_metric
     from oddity.geometry.manifold import Manifold as Manifold
     from oddity.geometry.maps import Trajectory as Trajectory
     from oddity.geometry.pullback import Pullback as Pullback
@@ -41,6 +44,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; at run time the same na
     from oddity.geometry.uncertainty import length_uncertainty as length_uncertainty
     from oddity.geometry.uncertainty import metric_variance as metric_variance
     from oddity.geometry.uncertainty import squared_speed_variance as squared_speed_variance
+    from oddity.models.blend import EntropyBlend as EntropyBlend
     from oddity.models.rbf import RBFPrecision as RBFPrecision
     from oddity.models.storage import SavedModel as SavedModel
     from oddity.models.storage import load_model as load_model
@@ -50,6 +54,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; at run time the same na
     from oddity.models.vae import VAE as VAE
     from oddity.models.vae import GaussianDecoder as GaussianDecoder
     from oddity.models.vae import SigmaNetwork as SigmaNetwork
+    from oddity.numerics.spherical import VonMisesFisher as VonMisesFisher
     from oddity.statistics.brownian import DataSupport as DataSupport
     from oddity.statistics.brownian import Walk as Walk
     from oddity.statistics.brownian import brownian_motion as brownian_motion
@@ -74,6 +79,8 @@ _HOME = {
         "oddity.geometry.connect": ["ChainSolver"],
         "oddity.geometry.curve": ["Geodesic"],
         "oddity.geometry.distances": ["Distances", "pairwise_distances"],
+        "oddity.geometry.ensemble": ["ensemble_metric", "independent_members_energy"],
+        "oddity.geometry.fisher": ["fisher_metric"],
         "oddity.geometry.manifold": ["Manifold"],
         "oddity.geometry.maps": ["Trajectory"],
         "oddity.geometry.pullback": ["Pullback", "expected_metric"],
@@ -86,10 +93,12 @@ _HOME = {
             "metric_variance",
             "squared_speed_variance",
         ],
+        "oddity.models.blend": ["EntropyBlend"],
         "oddity.models.rbf": ["RBFPrecision"],
         "oddity.models.storage": ["SavedModel", "load_model", "save_model"],
         "oddity.models.training": ["fit_sigma_network", "fit_vae"],
         "oddity.models.vae": ["VAE", "GaussianDecoder", "SigmaNetwork"],
+        "oddity.numerics.spherical": ["VonMisesFisher"],
         "oddity.statistics.brownian": [
             "DataSupport",
             "Walk",

@@ -240,7 +240,8 @@ def expected_metric(decoder: StochasticDecoder) -> Manifold:
     if missing:
         raise ValueError(
             f"{type(decoder).__name__} has no {' and no '.join(f'{m}(z)' for m in missing)}; the expected metric needs "
-            "both. For a decoder without uncertainty use Pullback(decoder)"
+            "both. For a decoder without uncertainty use Pullback(decoder), for one that returns a distribution other "
+            "than a Normal one fisher_metric(decoder)"
         )
     mean = Pullback(decoder.mean, expansion=getattr(decoder, "expand_mean", None))
     std = Pullback(decoder.std, expansion=getattr(decoder, "expand_std", None))

@@ -148,6 +148,27 @@ def bandwidths(z: Tensor, centres: Tensor, labels: Tensor, a: float) -> Tensor:
     return (0.5 * (a * radius) ** -2).to(z.dtype)
 
 
+def k_means(z: Tensor, n_centres: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Centres of the codes ``(n, d)`` by k-means, and the centre of each code: ``(K, d), (n,)``.
+
+    There are at most ``n_centres`` centres, and no more than distinct codes. The global random state is left alone.
+
+    Raises
+    ------
+    ValueError
+        When the codes are not a finite (n, d) tensor with n >= 1, or ``n_centres`` < 1.
+    """
+    if z.ndim != 2 or len(z) < 1 or not bool(torch.isfinite(z).all()):
+        raise ValueError(f"codes of shape {tuple(z.shape)}: pass finite codes of shape (n, d) with n >= 1")
+    if n_centres < 1:
+        raise ValueError(f"n_centres={n_centres}: at least one centre is needed")
+    rows = z.detach().double().cpu().numpy()
+    n_centres = min(n_centres, len(np.unique(rows, axis=0)))
+    found = KMeans(n_centres, n_init=4, random_state=seed).fit(rows)
+    labels = torch.as_tensor(found.labels_, dtype=torch.long, device=z.device)
+    return torch.as_tensor(found.cluster_centers_).to(z), labels
+
+
 class RBFPrecision(nn.Module):
     r"""A standard deviation whose inverse square is a positive sum of Gaussian bumps.
 
@@ -311,15 +332,7 @@ class RBFPrecision(nn.Module):
         >>> rbf.centres.shape, rbf.weight.shape
         (torch.Size([8, 2]), torch.Size([5, 8]))
         """
-        if z.ndim != 2 or len(z) < 1 or not bool(torch.isfinite(z).all()):
-            raise ValueError(f"codes of shape {tuple(z.shape)}: pass finite codes of shape (n, d) with n >= 1")
-        if n_centres < 1:
-            raise ValueError(f"n_centres={n_centres}: at least one centre is needed")
-        rows = z.detach().double().cpu().numpy()
-        n_centres = min(n_centres, len(np.unique(rows, axis=0)))
-        found = KMeans(n_centres, n_init=4, random_state=seed).fit(rows)
-        centres = torch.as_tensor(found.cluster_centers_).to(z)
-        labels = torch.as_tensor(found.labels_, dtype=torch.long, device=z.device)
+        centres, labels = k_means(z, n_centres, seed=seed)
         return cls(centres, bandwidths(z, centres, labels, a), out_features, zeta=zeta)
 
 

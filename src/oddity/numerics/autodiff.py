@@ -5,6 +5,7 @@ derivative, an LSTM has none at all, a GRU cannot be vectorised. :class:`Differe
 of :data:`MODES` in order of speed on the first point that it sees, keeps the first that works, and says which.
 """
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -444,6 +445,7 @@ def _near(a: Tensor, b: Tensor, rounding: float = 0.0) -> bool:
 
 
 def _owning_module(f: Function) -> nn.Module | None:
-    """Find the module that a function is or is a bound method of."""
+    """Find the module that a function is, wraps, or is a bound method of."""
+    f = inspect.unwrap(f)
     owner = f if isinstance(f, nn.Module) else getattr(f, "__self__", None)
     return owner if isinstance(owner, nn.Module) else None

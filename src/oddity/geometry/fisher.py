@@ -84,7 +84,10 @@ class FisherMetric(Manifold):
             first = z.reshape(-1, z.shape[-1])[:2].detach()
             law = plain(self._likelihood(first))
             family = family_of(law)
-            self._found = self._kl_field(first) if family is None else self._pullback(family, law, first)
+            found = self._kl_field(first) if family is None else self._pullback(family, law, first)
+            if len(first) == 0:  # nothing could be held against it
+                return found
+            self._found = found
         return self._found
 
     def _pullback(self, family: Family, law: Distribution, z: Tensor) -> Manifold:

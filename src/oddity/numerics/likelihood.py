@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 from torch import Tensor
@@ -127,13 +128,27 @@ def mean_and_std(law: Distribution) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _unchecked() -> Iterator[None]:
-    """Without the checks of ``torch.distributions``: a point that a solver tries in vain must not raise."""
-    before = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
+    """Without the checks of ``torch.distributions``: a point that a solver tries in vain must not raise.
+
+    Their switch is global, so the first thread in turns it off and the last one out sets it as it was.
+    """
+    with _SWITCH:
+        if not _inside:
+            _before.append(Distribution._validate_args)
+            Distribution.set_default_validate_args(False)
+        _inside.append(None)
     try:
         yield
     finally:
-        Distribution.set_default_validate_args(before)
+        with _SWITCH:
+            _inside.pop()
+            if not _inside:
+                Distribution.set_default_validate_args(_before.pop())
+
+
+_SWITCH = Lock()
+_inside: list[None] = []
+_before: list[bool] = []
 
 
 def parameters(law: Distribution) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, constraints
 
-__all__ = ["Likelihood", "mean_and_std", "parameters", "plain", "refuse_invalid", "rows"]
+__all__ = ["Likelihood", "parameters", "plain", "refuse_invalid", "rows"]
 
 
 class Likelihood:
@@ -97,33 +97,6 @@ def plain(law: Distribution) -> Distribution:
     while isinstance(law, Independent):
         law = law.base_dist
     return law
-
-
-def mean_and_std(law: Distribution) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of a Normal law, in ``Independent`` or not: what the expected metric is made of.
-
-    Raises
-    ------
-    ValueError
-        If the law is no Normal one: the mean and the spread of other laws say little of their geometry.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from torch.distributions import Bernoulli
-    >>> mean, std = mean_and_std(Normal(torch.zeros(3, 2), 1.0))
-    >>> mean_and_std(Bernoulli(logits=mean))
-    Traceback (most recent call last):
-        ...
-    ValueError: the decoder gives a Bernoulli law, whose noise is not mean + std * eps; use fisher_metric(decoder)
-    """
-    law = plain(law)
-    if not isinstance(law, Normal):
-        raise ValueError(
-            f"the decoder gives a {type(law).__name__} law, whose noise is not mean + std * eps; use "
-            "fisher_metric(decoder)"
-        )
-    return law.loc, law.scale
 
 
 @contextmanager

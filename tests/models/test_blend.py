@@ -34,7 +34,7 @@ def test_is_the_decoder_at_the_codes_and_most_uncertain_far_away(name: str) -> N
     M = oddity.fisher_metric(blend)
     assert M.metric(torch.cat([CODES[:5], FAR])).isfinite().all()
     if name not in ("Normal", "LogNormal", "Laplace", "VonMises"):  # whose location goes on moving
-        assert M.metric(FAR).abs().max() == 0
+        assert M.metric(FAR).abs().max() < 1e-30
 
 
 @pytest.mark.parametrize(

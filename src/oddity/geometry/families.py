@@ -207,8 +207,18 @@ class Family(NamedTuple):
 
 def _angle(logits: Tensor) -> Tensor:
     """2 arcsin(sqrt(p)), the arc length of Bernoulli laws; by the logits its slope keeps all digits at both ends."""
-    bound = 1.8 * math.log(torch.finfo(logits.dtype).max)  # beyond it the slope underflows
+    bound = _bound(logits)
     return 2 * torch.atan(torch.exp(logits.clamp(-bound, bound) / 2))
+
+
+def _roots(logits: Tensor) -> Tensor:
+    """2 sqrt(p) of classes: on the sphere of radius 2."""
+    return 2 * torch.exp(logits.clamp(min=-_bound(logits)) / 2)
+
+
+def _bound(logits: Tensor) -> float:
+    """Beyond it metrics underflow, and subnormal numbers would slow a processor down 100 times."""
+    return 1.8 * math.log(torch.finfo(logits.dtype).max)
 
 
 def _arc(logits: Tensor) -> Tensor:
@@ -242,9 +252,9 @@ def _circular(law: laws.VonMises) -> Tensor:
 FAMILIES: dict[type[Distribution], Family] = {
     laws.Bernoulli: Family(lambda law: _angle(law.logits)),
     laws.Binomial: Family(lambda law: law.total_count.sqrt() * _angle(law.logits), fixed=("total_count",)),
-    laws.Categorical: Family(lambda law: 2 * (law.logits / 2).exp()),
-    laws.OneHotCategorical: Family(lambda law: 2 * (law.logits / 2).exp()),
-    laws.Multinomial: Family(lambda law: 2 * math.sqrt(law.total_count) * (law.logits / 2).exp()),
+    laws.Categorical: Family(lambda law: _roots(law.logits)),
+    laws.OneHotCategorical: Family(lambda law: _roots(law.logits)),
+    laws.Multinomial: Family(lambda law: math.sqrt(law.total_count) * _roots(law.logits)),
     laws.Poisson: Family(lambda law: 2 * _root(law.rate)),
     laws.Geometric: Family(lambda law: _arc(-law.logits)),
     laws.NegativeBinomial: Family(lambda law: law.total_count.sqrt() * _arc(law.logits), fixed=("total_count",)),

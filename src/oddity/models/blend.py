@@ -19,6 +19,8 @@ __all__ = ["EntropyBlend"]
 _FAR = 10.0  # how many times more uncertain than at the centres, where a family's entropy has no bound
 _SURE = 1000.0  # a centre's own law weighs so many times more than the most uncertain one
 
+_NEGLIGIBLE = 60.0  # log odds below which nothing counts: subnormal numbers would slow a processor down 100 times
+
 _Ceiling = Callable[[Tensor], float]
 
 _HALF: dict[str, _Ceiling] = {"probs": lambda _: 0.5}
@@ -78,6 +80,10 @@ class EntropyBlend(nn.Module):
 
     Notes
     -----
+    Far away the law no longer changes and its metric vanishes: a curve that has paid for the wall travels there for
+    free, and solvers crawl. Start from a ``Roadmap``, and add a ridge in plain sight, ``+ 0.1 * Euclidean()``. The wall
+    of laws with bounded entropy is low: a Bernoulli output costs at most pi to switch, through one half or not.
+
     Detlefsen, Hauberg, Boomsma, "Learning meaningful representations of protein sequences", 2022, and Arvanitidis et
     al., "Pulling back information geometry", AISTATS 2022, blend by a sigmoid of the distance to the nearest centre;
     here its square and a smooth minimum, since geodesics need two derivatives.
@@ -88,7 +94,7 @@ class EntropyBlend(nn.Module):
     >>> codes = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
     >>> blend = EntropyBlend(lambda z: Bernoulli(logits=torch.full((len(z), 1), 4.0)), codes, n_centres=10)
     >>> blend(torch.tensor([[0.0, 0.0], [9.0, 0.0]])).probs.detach()
-    tensor([[0.9801],
+    tensor([[0.9815],
             [0.5000]])
     """
 
@@ -101,7 +107,7 @@ class EntropyBlend(nn.Module):
         codes: Tensor,
         *,
         n_centres: int = 64,
-        reach: float = 2.0,
+        reach: float = 3.0,
         ceiling: Mapping[str, float] | None = None,
         seed: int = 0,
     ) -> None:
@@ -125,8 +131,10 @@ class EntropyBlend(nn.Module):
 
     def weight(self, z: Tensor) -> Tensor:
         """w(z), how far the decoder is trusted: ``(*, d) -> (*,)``, near 1 at the codes, 0 far away."""
-        squares = (z[..., None, :] - self.centres).square().sum(-1) / self.radius.square()
-        return torch.sigmoid(math.log(_SURE) + torch.logsumexp(-math.log(_SURE) * squares, -1))
+        odds = -math.log(_SURE) * (z[..., None, :] - self.centres).square().sum(-1) / self.radius.square()  # (*, K)
+        near = odds.detach().amax(-1, keepdim=True)
+        total = torch.logsumexp(odds.clamp(min=near - _NEGLIGIBLE), -1)
+        return torch.sigmoid(math.log(_SURE) + total.clamp(min=-_NEGLIGIBLE))
 
     def forward(self, z: Tensor) -> Distribution:
         """The blended law: ``(N, d)``."""

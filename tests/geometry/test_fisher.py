@@ -31,6 +31,7 @@ from .cases import decoder, points
 from .likelihoods import NAMES, likelihood
 
 KINDS = ["Normal", "Bernoulli", "Categorical", "Poisson", "NegativeBinomial", "Dirichlet"]
+SLOW = ["Gumbel", "MultivariateNormal", "VonMises"]
 LOCAL = [
     "push is linear",
     "frame is the push of the basis",
@@ -87,7 +88,7 @@ def test_is_the_variance_of_the_score(name: str) -> None:
     assert ((squares.mean(0) - oddity.fisher_metric(model).metric(z)[0]).abs() <= 4 * error).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow if x in SLOW else ()) for x in NAMES])
 def test_geodesics_converge(name: str) -> None:
     z = points(2, torch.float64)
     g = oddity.fisher_metric(likelihood(name).double()).geodesic(z[:2], 2 * z[2:]).require()

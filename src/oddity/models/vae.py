@@ -82,6 +82,10 @@ class ConstantScale(nn.Module):
         self.out_features, self.min_std = out_features, min_std
         self.log_std = nn.Parameter(torch.tensor(-1.0))
 
+    def fix(self, std: float) -> None:
+        """Give ``log_std`` the value of a standard deviation (the floor comes on top), and learn it no longer."""
+        self.log_std = nn.Parameter(torch.full_like(self.log_std, math.log(std)), requires_grad=False)
+
     def std(self, z: Tensor) -> Tensor:
         """Return the standard deviation: (*, d) -> (*, D)."""
         std = (self.log_std.exp().square() + self.min_std**2).sqrt()

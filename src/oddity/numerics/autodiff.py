@@ -24,7 +24,7 @@ __all__ = ["BEND_MODES", "MODES", "SECOND_MODES", "Differential", "gradient"]
 
 _FEW_DIMENSIONS = 4
 _HALF = (torch.float16, torch.bfloat16)
-_NUMBERS_AT_A_TIME = 1 << 22  # outputs of all points in all directions: a network's inner layers may be 50 times wider
+_NUMBERS_AT_A_TIME = 1 << 20  # outputs of all points in all directions; a network's inner layers are far wider
 
 _STEP = 0.05  # to see whether a function moves whose derivative is zero
 _NO_DERIVATIVE = (
@@ -373,7 +373,8 @@ class Differential:
         """So many points that their outputs in all directions, and a network's inner layers, stay within bounds."""
         if self._expansion is not None or not self.outputs:
             return sys.maxsize
-        return max(16, _NUMBERS_AT_A_TIME // (self.outputs * directions) // 16 * 16)
+        size = _NUMBERS_AT_A_TIME // (self.outputs * max(1, directions))
+        return 1 << max(0, size.bit_length() - 1)  # even chunks of a batch padded to 16
 
     def _flat(self, z: Tensor) -> Tensor:
         return self._f(z).flatten(1)

@@ -118,6 +118,7 @@ MODES: dict[str, tuple[Rule, Callable[[], AbstractContextManager[None]]]] = {
     "one jvp each": (_one_jvp_each, _plain),
     "one jvp each with math attention": (_one_jvp_each, _math_attention),
     "double backward": (_double_backward, _plain),
+    "double backward with math attention": (_double_backward, _math_attention),
     "jacrev": (_rowwise_jacrev, _plain),
 }
 """Derivative modes, fastest first. All give the same derivative; they differ in what they can enter."""
@@ -434,7 +435,7 @@ class Differential:
         if len(z) > size:
             return torch.cat([self.curvature(*part) for part in zip(z.split(size), w.split(size), strict=True)])
         if self.bend_mode is None:
-            self.bend_mode = self._first_working(BEND_MODES, z[:1].detach(), w[:1].detach())
+            self.bend_mode = self._first_working(BEND_MODES, _twice(z), _twice(w))
         rule, context = BEND_MODES[self.bend_mode]
         with context():
             return rule(self._flat, z.contiguous(), w)[1]
@@ -477,7 +478,7 @@ class Differential:
         if len(rows) == 0:
             return self(z)
         if self.second_mode is None:
-            self.second_mode = self._first_working(SECOND_MODES, rows[:1].detach(), pair[:, :1].detach())
+            self.second_mode = self._first_working(SECOND_MODES, _twice(rows), pair[:, :1].detach().repeat(1, 2, 1))
         rule, context = SECOND_MODES[self.second_mode]
         with context():
             second = rule(self._flat, rows, pair)[1]
@@ -500,7 +501,7 @@ class Differential:
     def _working_mode(self, z: Tensor) -> str:
         """Mode in use, found on the first point seen."""
         if self.mode is None:
-            self.mode = self._first_working(MODES, z[:1].detach(), torch.ones_like(z[:1])[None])
+            self.mode = self._first_working(MODES, _twice(z), torch.ones_like(_twice(z)).repeat(2, 1, 1))
         return self.mode
 
     def _first_working(
@@ -525,6 +526,11 @@ class Differential:
         if detour:
             return detour
         raise ValueError(_NO_DERIVATIVE.format(self.name, last))
+
+
+def _twice(rows: Tensor) -> Tensor:
+    """The first row as a batch: what works for one row alone may not work for several."""
+    return rows[:1].detach().repeat(2, 1)
 
 
 def _is_half(module: nn.Module | None) -> TypeGuard[nn.Module]:

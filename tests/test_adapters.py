@@ -5,9 +5,13 @@
 
 import contextlib
 import importlib
+import importlib.metadata
 import logging
+import re
 import warnings
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +20,8 @@ from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
 import oddity
+
+pytestmark = pytest.mark.slow
 
 
 def library(name: str) -> ModuleType:
@@ -41,6 +47,15 @@ def their_own_way():
             logging.disable(logging.NOTSET)
 
 
+def readme(kind: str, **names: object) -> dict[str, Any]:
+    """Run the README's lines for a kind of model, given its names; all names afterwards."""
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(rf"```python\n(# {kind}.*?)```", text, re.DOTALL)
+    names |= {"oddity": oddity, "torch": torch}
+    exec(lines, names)
+    return names
+
+
 def digits(n: int = 400) -> Tensor:
     return torch.as_tensor(load_digits().images[:n] / 16, dtype=torch.float32)[:, None]
 
@@ -50,15 +65,13 @@ def codes(n: int, d: int) -> Tensor:
 
 
 def assert_metric_is_of(f, M: oddity.Manifold, z: Tensor) -> None:
-    """The metric against whole Jacobians in reverse mode, or against finite differences where that mode fails."""
+    """The metric against whole Jacobians in reverse mode."""
     J = vmap(jacrev(lambda row: f(row[None])[0].flatten()))(z)
     torch.testing.assert_close(M.metric(z), J.mT @ J, rtol=1e-5, atol=1e-9)
 
 
-def assert_geodesic_on_the_data(u: oddity.UncertainDecoder, z: Tensor) -> None:
-    M = oddity.expected_metric(u)
-    g = M.geodesic(z[:4], z[4:8], init=oddity.Roadmap(M, z))
-    assert g.converged.all(), g.why
+def assert_uncertainty_grows(decoder, z: Tensor, X: Tensor) -> None:
+    u = oddity.add_uncertainty(decoder, z, X)
     assert u.std_off_data > 3 * u.std_on_data
 
 
@@ -95,8 +108,10 @@ def test_pythae(kind: str, tmp_path) -> None:
     model = frozen(model.cpu())
     with pytest.raises(ValueError, match="has an encoder too"):
         oddity.expected_metric(model)
-    z = model.encoder(X).embedding
-    assert_geodesic_on_the_data(oddity.add_uncertainty(model.decoder, z, X), z)
+    found = readme("pythae", model=model, X=X)
+    found["g"].require()
+    z = found["z"]
+    assert_uncertainty_grows(model.decoder, z, X)
     model.double()
     assert_metric_is_of(
         lambda z: model.decoder(z).reconstruction, oddity.expected_metric(model.decoder), z[:5].double()
@@ -118,7 +133,7 @@ def test_diffusers() -> None:
         ).double()
     with pytest.raises(ValueError, match=r"give the part that maps codes to data, e\.g\. model\.decode"):
         oddity.expected_metric(model)
-    M = oddity.expected_metric(lambda z: model.decode(z.unflatten(1, (2, 4, 4))))
+    M = readme("diffusers", model=model)["M"]
     z = codes(2, 32)
     with torch.no_grad():
         columns = [
@@ -153,11 +168,10 @@ def test_a_plain_gan_generator() -> None:
     truth = codes(200, 3).float()
     X = generator(truth[..., None, None])
     z = inverted(generator, X, truth + 0.1)
-    u = oddity.add_uncertainty(lambda z: generator(z[..., None, None]), z, X)
-    assert u.explained > 0.9
-    assert_geodesic_on_the_data(u, z)
-    generator.double()
+    readme("a GAN", generator=generator, X=X, z=z)["g"].require()
     f = lambda z: generator(z[..., None, None])  # noqa: E731
+    assert_uncertainty_grows(f, z, X)
+    generator.double()
     assert_metric_is_of(f, oddity.expected_metric(f), z[:5].double())
 
 
@@ -185,7 +199,7 @@ def test_zuko(kind: str) -> None:
         return flow(c).transform.inv(z)
 
     z, given = codes(6, 3), {} if context is None else {"c": context}
-    M = oddity.expected_metric(data, **given)
+    M = oddity.expected_metric(data, **given) if given else readme("zuko", flow=flow)["M"]
     with torch.no_grad():
         J = torch.stack(
             [(data(z + h, context) - data(z - h, context)) / 2e-6 for h in 1e-6 * torch.eye(3, dtype=z.dtype)],
@@ -193,3 +207,49 @@ def test_zuko(kind: str) -> None:
         )
     torch.testing.assert_close(M.metric(z), J.mT @ J, rtol=1e-5, atol=1e-8)
     assert M.geodesic(z[:3], z[3:]).converged.all()
+
+
+def cells() -> tuple[Tensor, Tensor]:
+    """Counts of 700 blood cells and 765 genes, and their types, from the data that scanpy carries."""
+    library("scanpy")
+    files = importlib.metadata.distribution("scanpy").files or []
+    path = next(file for file in files if file.name == "10x_pbmc68k_reduced.h5ad").locate()
+    with their_own_way():
+        data = library("anndata").read_h5ad(path)
+    scaled = torch.as_tensor(data.raw.X.toarray()).expm1()  # each cell's counts times a number of its own
+    one = torch.where(scaled > 0, scaled, torch.inf).amin(1, keepdim=True)
+    return (scaled / one).round(), torch.as_tensor(data.obs.bulk_labels.cat.codes.to_numpy().copy())
+
+
+@pytest.mark.skipif(not hasattr(oddity, "fisher_metric"), reason="needs the Fisher metric")
+def test_scvi() -> None:
+    """Counts have no mean-and-noise surface: their negative binomial law has the metric of Fisher and Rao."""
+    scvi = library("scvi")
+    counts, _ = cells()
+    with their_own_way():
+        data = library("anndata").AnnData(counts.numpy())
+        scvi.model.SCVI.setup_anndata(data)
+        model = scvi.model.SCVI(data, n_latent=5, n_hidden=32, gene_likelihood="nb")
+        model.train(max_epochs=20, accelerator="cpu", enable_progress_bar=False, logger=False)
+        z = torch.as_tensor(model.get_latent_representation())
+    frozen(model.module)
+
+    def law(z: Tensor, library: float, batch: int = 0) -> torch.distributions.Distribution:
+        rows = z.new_ones(len(z), 1)
+        px = model.module.generative(z, library * rows, (batch * rows).long())["px"]
+        return torch.distributions.NegativeBinomial(px.theta, logits=px.mu.log() - px.theta.log())
+
+    depth = float(counts.sum(1).log().mean())
+    with pytest.raises(ValueError, match=r"NegativeBinomial.*oddity\.fisher_metric"):
+        oddity.expected_metric(law, library=depth).metric(z[:2])
+    M = oddity.fisher_metric(lambda z: law(z, depth))
+    g = M.geodesic(z[:4], z[4:8], init=oddity.Roadmap(M, z[::4]))
+    assert g.converged.all(), g.why
+    model.module.double()
+    z = z[:5].double()
+    with torch.no_grad():
+        h = 1e-5 * torch.eye(5, dtype=z.dtype)
+        J = torch.stack([(law(z + e, depth).mean - law(z - e, depth).mean) / 2e-5 for e in h], -1)
+        mean, theta = law(z, depth).mean[..., None], law(z, depth).total_count[..., None]
+    expected = J.mT @ (theta / (mean * (theta + mean)) * J)
+    torch.testing.assert_close(M.metric(z), expected, rtol=1e-5, atol=1e-6)

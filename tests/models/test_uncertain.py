@@ -49,7 +49,10 @@ def test_noise_is_found_on_the_data_and_grows_off_it() -> None:
 def test_the_wall_turns_a_geodesic_round_the_hole() -> None:
     z = circle()
     a, b = z[0], z[100]
-    bare, walled = oddity.expected_metric(NET), oddity.expected_metric(oddity.add_uncertainty(NET, z, data(z)))
+    bare, walled = (
+        oddity.expected_metric(NET),
+        oddity.expected_metric(oddity.add_uncertainty(NET, z, data(z), n_centres=32)),
+    )
     straight, round_ = bare.geodesic(a, b).require(), walled.geodesic(a, b, init=oddity.Roadmap(walled, z)).require()
     assert float(round_.points.norm(dim=-1).min()) > float(straight.points.norm(dim=-1).min()) + 0.2
 

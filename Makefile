@@ -1,7 +1,8 @@
 # make demo    train on real digits and look at the geodesics      make test    the default test suite
 # make lint    ruff, mypy, layers                                   make bench   benchmarks, peers included
+# make adapters   models of other libraries, in an environment of their own
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench wheel clean
+.PHONY: help demo test test-all adapters lint format bench wheel clean
 
 PYTHON ?= python3
 VENV   := .venv
@@ -26,6 +27,9 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m 'not gpu'
 
+adapters: .venvs/adapters/.installed
+	.venvs/adapters/bin/python -m pytest -m slow tests/test_adapters.py
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,6 +51,11 @@ bench: $(STAMP) .venvs/stochman/.installed .venvs/finslerax/.installed
 .venvs/%/.installed: constraints.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '$(PEER)'
+	touch $@
+
+.venvs/adapters/.installed: pyproject.toml constraints.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pytest -e '.[adapters]'
 	touch $@
 
 wheel: $(STAMP)

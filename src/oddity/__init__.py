@@ -51,6 +51,8 @@ if TYPE_CHECKING:  # what type checkers and editors see; at run time the same na
     from oddity.models.storage import save_model as save_model
     from oddity.models.training import fit_sigma_network as fit_sigma_network
     from oddity.models.training import fit_vae as fit_vae
+    from oddity.models.uncertain import UncertainDecoder as UncertainDecoder
+    from oddity.models.uncertain import add_uncertainty as add_uncertainty
     from oddity.models.vae import VAE as VAE
     from oddity.models.vae import GaussianDecoder as GaussianDecoder
     from oddity.models.vae import SigmaNetwork as SigmaNetwork
@@ -97,6 +99,7 @@ _HOME = {
         "oddity.models.rbf": ["RBFPrecision"],
         "oddity.models.storage": ["SavedModel", "load_model", "save_model"],
         "oddity.models.training": ["fit_sigma_network", "fit_vae"],
+        "oddity.models.uncertain": ["UncertainDecoder", "add_uncertainty"],
         "oddity.models.vae": ["VAE", "GaussianDecoder", "SigmaNetwork"],
         "oddity.numerics.spherical": ["VonMisesFisher"],
         "oddity.statistics.brownian": [

@@ -212,8 +212,8 @@ def test_shapes_and_dtypes(dtype: torch.dtype) -> None:
 
 def test_misuse_is_refused() -> None:
     model = decoder()
-    with pytest.raises(ValueError, match=r"Linear has no mean\(z\) and no std\(z\)"):
-        metric_variance(nn.Linear(2, 3), torch.zeros(2))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Linear gives a mean and no standard deviation; fit one"):
+        metric_variance(nn.Linear(2, 3).eval(), torch.zeros(2))
     with pytest.raises(ValueError, match="training mode"):
         metric_variance(decoder().train(), torch.zeros(2))
     with pytest.raises(ValueError, match="z holds nan"):

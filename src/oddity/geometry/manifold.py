@@ -111,6 +111,10 @@ class Manifold(abc.ABC):
         """So many points' frames stay in a processor's cache."""
         return _POINTS_AT_A_TIME
 
+    def _frames_in_memory(self, d: int) -> int:  # noqa: ARG002
+        """So many points' frames are held at once, where only small results are kept."""
+        return 8 * _POINTS_AT_A_TIME
+
     @cached_property
     def _secant_differential(self) -> Differential:
         def secant(ab: Tensor) -> Tensor:
@@ -553,7 +557,7 @@ class Manifold(abc.ABC):
     def _over_points(self, z: Tensor, of_frame: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tensor:
         """Apply a function to the frames of all points, so many at a time that memory stays bounded."""
         rows = z.reshape(-1, z.shape[-1])
-        parts = [of_frame(self.frame(part)) for part in rows.split(8 * _POINTS_AT_A_TIME)]
+        parts = [of_frame(self.frame(part)) for part in rows.split(self._frames_in_memory(z.shape[-1]))]
         return (torch.cat(parts) if parts else z.new_zeros(0, *shape)).reshape((*z.shape[:-1], *shape))
 
 
@@ -620,6 +624,9 @@ class Sum(Manifold):
     def _momentum(self, c: Tensor, widths: Tensor) -> tuple[Tensor, int]:
         covectors, orders = zip(*(part._momentum(c, widths) for part in self.parts), strict=True)
         return torch.stack(covectors).sum(0), min(orders)
+
+    def _frames_in_memory(self, d: int) -> int:
+        return min(part._frames_in_memory(d) for part in self.parts)
 
     def force(self, z: Tensor, v: Tensor) -> Tensor:
         """Add the parts' forces."""
@@ -698,6 +705,9 @@ class Scaled(Manifold):
     def _momentum(self, c: Tensor, widths: Tensor) -> tuple[Tensor, int]:
         covector, order = self.base._momentum(c, widths)
         return self.factor * covector, order
+
+    def _frames_in_memory(self, d: int) -> int:
+        return self.base._frames_in_memory(d)
 
     def force(self, z: Tensor, v: Tensor) -> Tensor:
         """Scale the force by c."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,12 +13,14 @@ from oddity.geometry.manifold import Manifold
 from oddity.numerics.autodiff import Differential
 from oddity.numerics.chain import ChainModel, model_from_blocks, model_from_expansion
 from oddity.numerics.expansion import Expansion
+from oddity.numerics.networks import has_parts, outputs_of, parts_of
 from oddity.numerics.reduction import reduced
 
-__all__ = ["Pullback", "StochasticDecoder", "expected_metric"]
+__all__ = ["Decoder", "Pullback", "StochasticDecoder", "expected_metric", "stochastic_parts"]
 
 
 _OUTPUTS_AT_A_TIME = 200_000  # a frame of so many outputs of all points together stays in a processor's cache
+_NUMBERS_IN_MEMORY = 1 << 25  # of all frames that are held at once: 128 MB in float32
 
 
 class Pullback(Manifold):
@@ -102,6 +104,10 @@ class Pullback(Manifold):
 
     def _points_at_a_time(self) -> int:
         return min(2048, max(16, _OUTPUTS_AT_A_TIME // max(1, self.differential.outputs)))
+
+    def _frames_in_memory(self, d: int) -> int:
+        most = _NUMBERS_IN_MEMORY // (d * max(1, self.differential.outputs))
+        return min(super()._frames_in_memory(d), max(1, most))
 
     def _sketch(self, z: Tensor, whiten: Tensor, tolerance: float) -> Manifold:
         form = self.differential.closed_form
@@ -189,7 +195,7 @@ def _padded(c: Tensor) -> Tensor:
 
 @runtime_checkable
 class StochasticDecoder(Protocol):
-    """What the expected metric asks of a decoder: ``mean(z)`` and ``std(z)``, ``(N, d) -> (N, ...)``."""
+    """What the expected metric asks of an object: ``mean(z)`` and ``std(z)``, ``(N, d) -> (N, ...)``."""
 
     def mean(self, z: Tensor) -> Tensor:
         """Mean of the data given z."""
@@ -200,49 +206,64 @@ class StochasticDecoder(Protocol):
         ...
 
 
-def expected_metric(decoder: StochasticDecoder) -> Manifold:
-    """Expected metric of a stochastic decoder, J_mu'J_mu + J_sigma'J_sigma.
+Decoder = StochasticDecoder | Callable[..., Any]
+
+
+def expected_metric(decoder: Decoder, **given: Any) -> Manifold:
+    """Expected metric of a decoder, J_mu'J_mu + J_sigma'J_sigma.
 
     For x = mu(z) + sigma(z) eps with one standard normal eps for the whole latent space, this is the mean over
-    eps of the metric that x pulls back.
+    eps of the metric that x pulls back. A decoder without noise has the metric J_mu'J_mu.
 
     Parameters
     ----------
     decoder
-        Anything with ``mean(z)`` and ``std(z)``, each ``(N, d) -> (N, ...)``. Where it also has ``expand_mean(z)``
-        or ``expand_std(z)``, second-order expansions in closed form, those are used.
+        An object with ``mean(z)`` and ``std(z)``, each ``(N, d) -> (N, ...)``; where it also has ``expand_mean(z)``
+        or ``expand_std(z)``, second-order expansions in closed form, those are used. Or any module or callable from
+        z to a mean, to a pair (mean, std), to a ``torch.distributions`` Normal, Independent Normal or
+        MultivariateNormal, or to a mapping that holds one tensor. Images and other shapes are flattened. A dense
+        network has a closed form of its own; other networks are differentiated in a mode that they support.
+    **given
+        What a conditional decoder takes beside z: label, batch, library size. A tensor of one row is repeated for
+        every point. ``functools.partial`` serves as well, where the decoder broadcasts by itself.
 
     Returns
     -------
     Manifold
-        ``Pullback(decoder.mean) + Pullback(decoder.std)``. It views the decoder: train the decoder further, and
-        the metric follows.
+        ``Pullback(decoder.mean) + Pullback(decoder.std)``, or the pull-back of z -> (mean, std) where one call gives
+        both. It views the decoder: train the decoder further, and the metric follows.
 
     Raises
     ------
     ValueError
-        If the decoder lacks a mean or a standard deviation, or is in training mode.
+        At once if the decoder cannot be called, is in training mode, quantised, or a whole autoencoder; at the first
+        points if it cannot map them, is random, has no derivative, or returns another likelihood than a normal one.
 
     Notes
     -----
     Arvanitidis, Hansen, Hauberg, "Latent Space Oddity", ICLR 2018, theorem 1. The metric is only as good as the
     decoder's standard deviation: it must grow away from the data, as that of :class:`~oddity.RBFPrecision` does.
+    Without one, shortest paths cut through regions that hold no data; :func:`~oddity.add_uncertainty` fits one.
+
+    Weights in half precision are widened to the dtype of the points for the time of each call, so that the geometry is
+    exact for the weights as they are; give points in float32.
 
     Examples
     --------
-    >>> class Decoder:
-    ...     def mean(self, z): return 2 * z
-    ...     def std(self, z): return (1 + z.square().sum(-1, keepdim=True)).sqrt()
-    >>> expected_metric(Decoder()).metric(torch.tensor([1.0, 0.0])).tolist()
-    [[4.5, 0.0], [0.0, 4.0]]
+    >>> M = expected_metric(lambda z: (2 * z, (1 + z.square().sum(-1, keepdim=True)).sqrt()))
+    >>> M.metric(torch.tensor([1.0, 0.0])).tolist()
+    [[5.0, 0.0], [0.0, 4.0]]
+    >>> expected_metric(lambda z, scale: scale * z, scale=3.0).metric(torch.zeros(1)).tolist()
+    [[9.0]]
     """
-    missing = [name for name in ("mean", "std") if not callable(getattr(decoder, name, None))]
-    if missing:
-        raise ValueError(
-            f"{type(decoder).__name__} has no {' and no '.join(f'{m}(z)' for m in missing)}; the expected metric needs "
-            "both. For a decoder without uncertainty use Pullback(decoder), for one that returns a distribution other "
-            "than a Normal one fisher_metric(decoder)"
-        )
-    mean = Pullback(decoder.mean, expansion=getattr(decoder, "expand_mean", None))
-    std = Pullback(decoder.std, expansion=getattr(decoder, "expand_std", None))
-    return mean + std
+    if has_parts(decoder):
+        mean, std = stochastic_parts(decoder, **given)
+        return mean + std
+    outputs, expansion = outputs_of(decoder, given)
+    return Pullback(outputs, expansion=expansion)
+
+
+def stochastic_parts(decoder: Decoder, **given: Any) -> tuple[Pullback, Pullback]:
+    """The pull-backs of mean and standard deviation, of which the expected metric is the sum."""
+    mean, std = (Pullback(f, expansion=expansion) for f, expansion in parts_of(decoder, given))
+    return mean, std

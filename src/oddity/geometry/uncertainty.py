@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from oddity.geometry.curve import Geodesic
-from oddity.geometry.manifold import Manifold, Sum
-from oddity.geometry.pullback import StochasticDecoder, expected_metric
+from oddity.geometry.manifold import Manifold
+from oddity.geometry.pullback import Decoder, Pullback, stochastic_parts
 
 __all__ = ["LengthUncertainty", "expected_norm", "length_uncertainty", "metric_variance", "squared_speed_variance"]
 
@@ -24,7 +24,7 @@ _ROWS = 1024  # pairs (a, b) at a time: memory stays bounded
 _NODES = torch.linspace(-6, 8, 57, dtype=torch.float64)  # log s / 2
 
 
-def metric_variance(decoder: StochasticDecoder, z: Tensor) -> Tensor:
+def metric_variance(decoder: Decoder, z: Tensor) -> Tensor:
     """Variance over eps of each entry of the metric tensor: ``(*, d) -> (*, d, d)``.
 
     With the rows u_k of J_mu and s_k of J_sigma, Var M_ij = sum_k (u_ki s_kj + u_kj s_ki)^2 + 2 s_ki^2 s_kj^2.
@@ -32,7 +32,7 @@ def metric_variance(decoder: StochasticDecoder, z: Tensor) -> Tensor:
     Parameters
     ----------
     decoder
-        Anything with ``mean(z)`` and ``std(z)``, as for :func:`~oddity.expected_metric`.
+        One with a standard deviation, in any form that :func:`~oddity.expected_metric` takes.
     z
         ``(*, d)``.
 
@@ -65,7 +65,7 @@ def metric_variance(decoder: StochasticDecoder, z: Tensor) -> Tensor:
     return M._by_rows(variance, z)
 
 
-def squared_speed_variance(decoder: StochasticDecoder, z: Tensor, v: Tensor) -> Tensor:
+def squared_speed_variance(decoder: Decoder, z: Tensor, v: Tensor) -> Tensor:
     """Variance over eps of the squared norm of v at z: ``(*, d), (*, d) -> (*,)``.
 
     Var v'Mv = sum_k 4 a_k^2 b_k^2 + 2 b_k^4 with a = J_mu v and b = J_sigma v. Parameters and errors are those of
@@ -83,7 +83,7 @@ def squared_speed_variance(decoder: StochasticDecoder, z: Tensor, v: Tensor) -> 
     return M._by_rows(lambda z, v: _moments(mean.push(z, v), std.push(z, v))[1], *M._admit_tangents(z, v=v))
 
 
-def expected_norm(decoder: StochasticDecoder, z: Tensor, v: Tensor) -> Tensor:
+def expected_norm(decoder: Decoder, z: Tensor, v: Tensor) -> Tensor:
     """Mean over eps of the norm of v at z, a Finsler metric: ``(*, d), (*, d) -> (*,)``.
 
     Never more than the norm under the expected metric, sqrt(m), and close to sqrt(m) (1 - V / (8 m^2)) with V the
@@ -114,7 +114,7 @@ class LengthUncertainty(NamedTuple):
     sd: Tensor  # (*,)   the error bar
 
 
-def length_uncertainty(decoder: StochasticDecoder, curve: Geodesic | Tensor) -> LengthUncertainty:
+def length_uncertainty(decoder: Decoder, curve: Geodesic | Tensor) -> LengthUncertainty:
     """Mean and standard deviation over eps of the length of fixed curves: an error bar for each geodesic.
 
     One eps is shared by the whole curve. The mean is the integral of the :func:`expected_norm`, exact but for the
@@ -168,12 +168,10 @@ def length_uncertainty(decoder: StochasticDecoder, curve: Geodesic | Tensor) -> 
     return LengthUncertainty(length, expected, sd)
 
 
-def _parts(decoder: StochasticDecoder) -> tuple[Manifold, tuple[Manifold, Manifold]]:
+def _parts(decoder: Decoder) -> tuple[Manifold, tuple[Pullback, Pullback]]:
     """The expected metric, and the pull-backs of the mean and of the standard deviation that it is the sum of."""
-    M = expected_metric(decoder)
-    assert isinstance(M, Sum)
-    mean, std = M.parts
-    return M, (mean, std)
+    mean, std = stochastic_parts(decoder)
+    return mean + std, (mean, std)
 
 
 def _moments(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -433,6 +433,13 @@ class WeightLikelihood:
         rbf.weight.copy_(weight)
         return value
 
+    def climb(self, epochs: int, done: int = 0) -> Iterator[tuple[int, float]]:
+        """Start, unless epochs are done already, and step; yield each epoch, from 1, with :meth:`step`'s value."""
+        if not done:
+            self.start()
+        for epoch in range(done, epochs):
+            yield epoch + 1, self.step()
+
     def _value(self, log_det: Tensor) -> float:
         weight, zeta = self._rbf.weight.double(), self._rbf.zeta.double()
         square = (weight * self._moment).sum() + zeta @ self._residual

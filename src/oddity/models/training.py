@@ -528,12 +528,9 @@ def _fit_precision(run: _Run, settings: _Settings, keeper: _Keeper, vae: VAE, st
     done = state.epoch if state and state.stage == "precision" else 0
     problem = WeightLikelihood(rbf, settings.min_std, reduce=run.total)
     divergence = _add_draws(run, settings, vae, problem)
-    if not done:
-        problem.start()
-    for epoch in range(done, epochs):
-        value = problem.step() - divergence
-        keeper.write("precision", epoch + 1, epochs, vae)
-        run.report("precision", epoch + 1, epochs, value)
+    for epoch, value in problem.climb(epochs, done):
+        keeper.write("precision", epoch, epochs, vae)
+        run.report("precision", epoch, epochs, value - divergence)
 
 
 def _add_draws(run: _Run, settings: _Settings, vae: VAE, problem: WeightLikelihood) -> float:

@@ -5,22 +5,32 @@ derivative, an LSTM has none at all, a GRU cannot be vectorised. :class:`Differe
 of :data:`MODES` in order of speed on the first point that it sees, keeps the first that works, and says which.
 """
 
-import inspect
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import grad, jacrev, jvp, vjp, vmap
+from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from oddity.numerics.expansion import ClosedForm, Expansion, dense_expansion, pull
+from oddity.numerics.networks import eager, module_behind, name_of, refuse, standing_for
 
 __all__ = ["BEND_MODES", "MODES", "SECOND_MODES", "Differential", "gradient"]
 
 _FEW_DIMENSIONS = 4
+_HALF = (torch.float16, torch.bfloat16)
+_NUMBERS_AT_A_TIME = 1 << 20  # outputs of all points in all directions; a network's inner layers are far wider
+
+_STEP = 0.05  # to see whether a function moves whose derivative is zero
+_NO_DERIVATIVE = (
+    "{} has no derivative ({}); it must be differentiable PyTorch code from input to output: no argmax, detach, "
+    "inference mode or numpy on the way"
+)
 
 Function = Callable[[Tensor], Tensor]
 Rule = Callable[[Function, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -90,8 +100,16 @@ def _plain() -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def _math_attention() -> AbstractContextManager[None]:
-    return sdpa_kernel(SDPBackend.MATH)
+@contextmanager
+def _math_attention() -> Iterator[None]:
+    """Attention by plain products; the fused layers of evaluation mode stand aside too."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 MODES: dict[str, tuple[Rule, Callable[[], AbstractContextManager[None]]]] = {
@@ -100,6 +118,7 @@ MODES: dict[str, tuple[Rule, Callable[[], AbstractContextManager[None]]]] = {
     "one jvp each": (_one_jvp_each, _plain),
     "one jvp each with math attention": (_one_jvp_each, _math_attention),
     "double backward": (_double_backward, _plain),
+    "double backward with math attention": (_double_backward, _math_attention),
     "jacrev": (_rowwise_jacrev, _plain),
 }
 """Derivative modes, fastest first. All give the same derivative; they differ in what they can enter."""
@@ -168,7 +187,9 @@ class Differential:
     Parameters
     ----------
     f
-        Maps ``(N, d)`` to ``(N, ...)``, each row by itself. Trailing axes are flattened to one, of size D.
+        Maps ``(N, d)`` to ``(N, ...)``, each row by itself. Trailing axes are flattened to one, of size D. Weights
+        in half precision are widened to the dtype of the points for the time of a call; a compiled module is run
+        uncompiled. Large outputs are computed for so many points at a time that memory stays bounded.
     expansion
         Optional closed form ``(N, d) -> Expansion``, used in place of automatic differentiation. A dense network,
         an ``nn.Sequential`` of linear layers and smooth activations, needs none: it is recognised.
@@ -189,8 +210,8 @@ class Differential:
     Raises
     ------
     ValueError
-        If f is a module in training mode, has weights of another dtype or device than the points, cannot map
-        the points, returns another number of rows, or has no derivative.
+        If f is a module in training mode or quantised, has weights of another dtype or device than the points,
+        cannot map the points, returns another number of rows, is random or mixes rows, or has no derivative.
 
     Examples
     --------
@@ -207,21 +228,29 @@ class Differential:
             raise ValueError(f"expected a function of a tensor, got {type(f).__name__}; pass e.g. decoder.mean")
         if mode is not None and mode not in MODES:
             raise ValueError(f"unknown derivative mode {mode!r}; choose one of {', '.join(MODES)}")
-        if expansion is None and mode is None and isinstance(f, nn.Module):
+        refuse(f)
+        f = eager(f)
+        self._module = module_behind(f)
+        if _is_half(self._module):
+            expansion, f = None, _widened(f, self._module)
+        elif expansion is None and mode is None and isinstance(f, nn.Module):
             expansion = dense_expansion(f)
         self._f, self._expansion = f, expansion
         self.mode = "closed form" if expansion is not None else mode
         self.bend_mode: str | None = None
         self.second_mode: str | None = None
-        self._module = _owning_module(f)
         self._known: set[tuple[int, torch.dtype, torch.device]] = set()
         self.outputs = 0
-        self._refuse_training()
 
     @property
     def name(self) -> str:
         """A short name of the function for messages."""
-        return str(getattr(self._f, "__qualname__", type(self._f).__name__))
+        return name_of(self._f)
+
+    @property
+    def function(self) -> Function:
+        """The function as it is called here: ``(N, d) -> (N, ...)``."""
+        return self._f
 
     @property
     def closed_form(self) -> ClosedForm | None:
@@ -230,26 +259,23 @@ class Differential:
 
     def check(self, z: Tensor) -> None:
         """Refuse, with a remedy, points that the function cannot map. Cheap after the first call."""
-        self._refuse_training()
+        if self._module is not None and self._module.training:
+            refuse(self._f)
         signature = (z.shape[-1], z.dtype, z.device)
         if signature in self._known:
             return
+        refuse(self._f)
         self._check_weights(z)
-        self._check_output(z)
+        rows = z.reshape(-1, z.shape[-1])[:2].detach()
+        if len(rows):
+            self._check_function(rows)
         self._known.add(signature)
-
-    def _refuse_training(self) -> None:
-        if self._module is not None and self._module.training:
-            raise ValueError(
-                f"{self.name} belongs to a {type(self._module).__name__} in training mode, where dropout and "
-                "batch statistics make the metric random; call .eval() on it first"
-            )
 
     def _check_weights(self, z: Tensor) -> None:
         weights = next((p for p in self._module.parameters() if p.is_floating_point()), None) if self._module else None
         if weights is None:
             return
-        if weights.dtype != z.dtype:
+        if weights.dtype != z.dtype and not _is_half(self._module):
             raise ValueError(
                 f"the points are {z.dtype} but the weights of {self.name} are {weights.dtype}; convert one, "
                 f"e.g. z.to({weights.dtype}) or decoder.to({z.dtype})"
@@ -260,16 +286,9 @@ class Differential:
                 f"move one, e.g. z.to({str(weights.device)!r})"
             )
 
-    def _check_output(self, z: Tensor) -> None:
-        rows = z.reshape(-1, z.shape[-1])[:2].detach()
-        if not len(rows):
-            return
-        try:
-            with torch.no_grad():
-                value = self._f(rows)
-        except (RuntimeError, IndexError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"{self.name} cannot map points of shape (n, {z.shape[-1]}): {reason}") from error
+    def _check_function(self, rows: Tensor) -> None:
+        """Try one or two points: the output's form, and a closed form or a derivative held against the function."""
+        value = self._tried(rows)
         if not isinstance(value, Tensor):
             raise ValueError(f"{self.name} returned {type(value).__name__}; it must return one tensor (n, ...)")
         if value.ndim < 2 or value.shape[0] != len(rows):
@@ -277,13 +296,59 @@ class Differential:
                 f"{self.name} mapped {len(rows)} points to shape {tuple(value.shape)}; it must keep the rows: "
                 f"({len(rows)}, D)"
             )
-        self._check_expansion(rows, value)
+        if not value.is_floating_point():
+            raise ValueError(
+                f"{self.name} returned {value.dtype}, which has no derivative; it must return floating-point numbers: "
+                "no argmax or rounding on the way"
+            )
+        if self._expansion is not None:
+            self._check_expansion(rows, value)
+        else:
+            self._check_rows(rows, value)
+            self._check_derivative(rows, value)
         self.outputs = value[0].numel()
+
+    def _tried(self, rows: Tensor) -> Tensor:
+        try:
+            with torch.no_grad():
+                return self._f(rows)
+        except (RuntimeError, IndexError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"{self.name} cannot map points of shape (n, {rows.shape[-1]}): {reason}") from error
+
+    def _check_rows(self, rows: Tensor, value: Tensor) -> None:
+        """Hold the first points against themselves in a larger batch, and in the same batch again."""
+        more = self._tried(torch.cat([rows, rows[:1]]))
+        if more.shape[1:] != value.shape[1:]:
+            raise ValueError(
+                f"{self.name} maps points to shape {tuple(value.shape[1:])} or {tuple(more.shape[1:])}, by their "
+                "number; it must keep to one"
+            )
+        if _near(more[: len(rows)], value):
+            return
+        if _near(self._tried(rows), value):
+            raise ValueError(
+                f"{self.name} maps a point to other values in other company, as batch statistics do; it must map each "
+                "row by itself: call .eval() on its model first"
+            )
+        raise ValueError(
+            f"{self.name} is random: the same points, other values. Call .eval() on its model first, which ends "
+            "dropout, and give its mean in place of samples"
+        )
+
+    def _check_derivative(self, rows: Tensor, value: Tensor) -> None:
+        """Detached functions pass for constant ones: where all derivatives are zero, f must not move to first order."""
+        v = torch.arange(1, rows.shape[-1] + 1, dtype=rows.dtype, device=rows.device).cos().expand(rows.shape)
+        with torch.no_grad():
+            if bool(self.tangents(rows, v[None])[1].any()):
+                return
+        move = self._tried(rows + _STEP * v) - self._tried(rows - _STEP * v)
+        if bool(move.abs().amax() > 1e-3 * value.abs().amax()):
+            raise ValueError(_NO_DERIVATIVE.format(self.name, "all zero, while its values change"))
 
     def _check_expansion(self, rows: Tensor, value: Tensor) -> None:
         """Hold a closed form against the function itself, once: its value, and a fixed weighting of its slopes."""
-        if self._expansion is None:
-            return
+        assert self._expansion is not None
         with torch.no_grad():
             expanded = self._expansion(rows)
         value = value.flatten(1)
@@ -300,8 +365,17 @@ class Differential:
 
     def __call__(self, z: Tensor) -> Tensor:
         """Value: ``(*, d) -> (*, D)``."""
-        value = self._flat(z.reshape(-1, z.shape[-1]))
+        rows = z.reshape(-1, z.shape[-1])
+        size = self._rows_at_a_time(1)
+        value = self._flat(rows) if len(rows) <= size else torch.cat([self._flat(part) for part in rows.split(size)])
         return value.reshape(*z.shape[:-1], value.shape[-1])
+
+    def _rows_at_a_time(self, directions: int) -> int:
+        """So many points that their outputs in all directions, and a network's inner layers, stay within bounds."""
+        if self._expansion is not None or not self.outputs:
+            return sys.maxsize
+        size = _NUMBERS_AT_A_TIME // (self.outputs * max(1, directions))
+        return 1 << max(0, size.bit_length() - 1)  # even chunks of a batch padded to 16
 
     def _flat(self, z: Tensor) -> Tensor:
         return self._f(z).flatten(1)
@@ -341,6 +415,11 @@ class Differential:
         if len(z) == 0:
             value = self._flat(z)
             return value, value.new_zeros(len(directions), *value.shape)
+        size = self._rows_at_a_time(len(directions))
+        if len(z) > size:
+            parts = zip(z.split(size), directions.split(size, 1), strict=True)
+            values, tangents = zip(*(self.tangents(*part) for part in parts), strict=True)
+            return torch.cat(values), torch.cat(tangents, 1)
         rule, context = MODES[self._working_mode(z)]
         with context():
             # torch.func rejects expanded tensors whose rows share memory
@@ -352,8 +431,11 @@ class Differential:
             return self._expansion(z).bend(w)
         if len(z) == 0:
             return z.new_zeros(0, z.shape[-1], z.shape[-1])
+        size = self._rows_at_a_time(z.shape[-1])
+        if len(z) > size:
+            return torch.cat([self.curvature(*part) for part in zip(z.split(size), w.split(size), strict=True)])
         if self.bend_mode is None:
-            self.bend_mode = self._first_working(BEND_MODES, z[:1].detach(), w[:1].detach())
+            self.bend_mode = self._first_working(BEND_MODES, _twice(z), _twice(w))
         rule, context = BEND_MODES[self.bend_mode]
         with context():
             return rule(self._flat, z.contiguous(), w)[1]
@@ -364,11 +446,15 @@ class Differential:
         rows, weights = (x.expand(*shape, x.shape[-1]).reshape(-1, x.shape[-1]) for x in (z, w))
         if self._expansion is not None:
             pulled = torch.einsum("jni,ni->nj", self._expansion(rows).frame, weights)
-        elif self._working_mode(rows).startswith("jvp"):
-            (pulled,) = vjp(self._flat, rows)[1](weights)
         else:
-            pulled = self._plain_pull(rows, weights)
+            size = self._rows_at_a_time(1)
+            rule = self._vjp if self._working_mode(rows).startswith("jvp") else self._plain_pull
+            pulled = torch.cat([rule(*part) for part in zip(rows.split(size), weights.split(size), strict=True)])
         return pulled.reshape(*shape, z.shape[-1])
+
+    def _vjp(self, z: Tensor, w: Tensor) -> Tensor:
+        pulled: tuple[Tensor] = vjp(self._flat, z)[1](w)
+        return pulled[0]
 
     def _plain_pull(self, z: Tensor, w: Tensor) -> Tensor:
         """The same for functions that ``torch.func`` cannot enter."""
@@ -392,7 +478,7 @@ class Differential:
         if len(rows) == 0:
             return self(z)
         if self.second_mode is None:
-            self.second_mode = self._first_working(SECOND_MODES, rows[:1].detach(), pair[:, :1].detach())
+            self.second_mode = self._first_working(SECOND_MODES, _twice(rows), pair[:, :1].detach().repeat(1, 2, 1))
         rule, context = SECOND_MODES[self.second_mode]
         with context():
             second = rule(self._flat, rows, pair)[1]
@@ -415,26 +501,68 @@ class Differential:
     def _working_mode(self, z: Tensor) -> str:
         """Mode in use, found on the first point seen."""
         if self.mode is None:
-            self.mode = self._first_working(MODES, z[:1].detach(), torch.ones_like(z[:1])[None])
+            self.mode = self._first_working(MODES, _twice(z), torch.ones_like(_twice(z)).repeat(2, 1, 1))
         return self.mode
 
     def _first_working(
         self, modes: dict[str, tuple[Rule, Callable[[], AbstractContextManager[None]]]], z: Tensor, directions: Tensor
     ) -> str:
-        """Try the modes on one point. Which errors a network raises is not documented: any is a no."""
-        last = ""
+        """Try the modes on one point. Which errors a network raises is not documented: any is a no.
+
+        A mode that works only by a slow detour of torch, as its warning says, stands back behind the others.
+        """
+        last, detour = "", ""
         for mode, (rule, context) in modes.items():
             try:
-                with context(), torch.no_grad():
+                with context(), torch.no_grad(), warnings.catch_warnings(record=True) as said:
+                    warnings.simplefilter("always")
                     rule(self._flat, z.contiguous(), directions.contiguous())
             except (RuntimeError, NotImplementedError, AttributeError) as error:
                 last = str(error).strip().splitlines()[0]
             else:
-                return mode
-        raise ValueError(
-            f"{self.name} has no derivative ({last}); it must be differentiable PyTorch code from input to "
-            "output: no argmax, detach or numpy on the way"
-        )
+                if not any("performance drop" in str(warning.message) for warning in said):
+                    return mode
+                detour = detour or mode
+        if detour:
+            return detour
+        raise ValueError(_NO_DERIVATIVE.format(self.name, last))
+
+
+def _twice(rows: Tensor) -> Tensor:
+    """The first row as a batch: what works for one row alone may not work for several."""
+    return rows[:1].detach().repeat(2, 1)
+
+
+def _is_half(module: nn.Module | None) -> TypeGuard[nn.Module]:
+    return module is not None and any(p.dtype in _HALF for p in module.parameters())
+
+
+class _Holder(nn.Module):
+    """A function beside the module whose weights it uses."""
+
+    def __init__(self, f: Function, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.call = (f,)  # in a tuple it is no part of its own
+
+    def forward(self, z: Tensor) -> Any:
+        return self.call[0](z)
+
+
+def _widened(f: Function, module: nn.Module) -> Function:
+    """The same function, its module's half-precision weights taken in the dtype of the points.
+
+    In half precision the chords of neighbouring points would be mostly rounding, and no curve stationary.
+    """
+    holder = _Holder(f, module)
+
+    def wide(z: Tensor) -> Any:
+        weights = {**dict(holder.named_parameters()), **dict(holder.named_buffers())}
+        value = functional_call(holder, {name: w.to(z.dtype) for name, w in weights.items() if w.dtype in _HALF}, (z,))
+        return value.to(z.dtype) if isinstance(value, Tensor) else value
+
+    widened: Function = standing_for(f, wide)
+    return widened
 
 
 def _near(a: Tensor, b: Tensor, rounding: float = 0.0) -> bool:
@@ -442,10 +570,3 @@ def _near(a: Tensor, b: Tensor, rounding: float = 0.0) -> bool:
     known = b.isfinite()
     size = b[known].abs().amax() if bool(known.any()) else 0.0
     return bool(((a - b)[known].abs() <= 0.01 * size + rounding).all())
-
-
-def _owning_module(f: Function) -> nn.Module | None:
-    """Find the module that a function is, wraps, or is a bound method of."""
-    f = inspect.unwrap(f)
-    owner = f if isinstance(f, nn.Module) else getattr(f, "__self__", None)
-    return owner if isinstance(owner, nn.Module) else None

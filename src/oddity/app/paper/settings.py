@@ -28,7 +28,7 @@ SETTINGS: Settings = {
         "repetitions": 5,
         "method": "graph",
         "n_init": 10,
-        "fit": {"epochs": 500, "a": 0.7},
+        "fit": {"epochs": 200, "constant_std": 1.0, "a": 0.8},
     },
     "interpolation": {"repetitions": 3, "pairs": 50, "frames": 9, "pictured": 4},
     "density": {

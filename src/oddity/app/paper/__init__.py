@@ -35,7 +35,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "log_likelihood": likelihood,
     "circle": circle,
 }
-OF_THE_PAIR = {"variance", "interpolation", "density", "walk"}  # experiments that look at the model of two digits
+OF_THE_PAIR = {"variance", "interpolation", "density"}  # experiments that look at the model of two digits
 
 
 def run(

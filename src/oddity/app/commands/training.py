@@ -49,6 +49,9 @@ def train(
     lr: Annotated[float, Option(help="Learning rate.")] = 3e-3,
     centres: Annotated[int, Option(min=1, help="Centres of the precision network.")] = 64,
     a: Annotated[float, Option("--a", help="Reach of a centre, in radii of its cluster.")] = 2.0,
+    constant_std: Annotated[
+        float | None, Option(help="Standard deviation while the mean is trained; by default it is learned.")
+    ] = None,
     zeta: Annotated[float, Option(help="Precision far from the data; smaller makes a higher wall.")] = 1e-2,
     seed: Seed = 0,
     accelerator: Annotated[Accelerator, Option(help="Where to train.")] = Accelerator.auto,
@@ -86,6 +89,7 @@ def train(
         "lr": lr,
         "n_centres": centres,
         "a": a,
+        "constant_std": constant_std,
         "zeta": zeta,
         "seed": seed,
         "precision": precision.value,

@@ -94,7 +94,10 @@ def summary(runs: Sequence[float]) -> Record:
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> Record:
-    """Paired t test of whether ours are greater; no statistic where the differences are all the same."""
-    test = ttest_rel(ours, theirs, alternative="greater")
-    t, p = (float(value) if np.isfinite(value) else None for value in (test.statistic, test.pvalue))
-    return {"ahead_by": float(np.mean(np.subtract(ours, theirs))), "t": t, "p": p}
+    """Paired t test of whether ours are greater; no statistic where the differences are all the same, or only one."""
+    ahead = np.subtract(ours, theirs)
+    t = p = None
+    if np.ptp(ahead) > 0:
+        test = ttest_rel(ours, theirs, alternative="greater")
+        t, p = float(test.statistic), float(test.pvalue)
+    return {"ahead_by": float(ahead.mean()), "t": t, "p": p}

@@ -206,13 +206,14 @@ def test_bad_decoders_are_refused() -> None:
 
 
 def test_invalid_parameters_are_refused() -> None:
+    before = Distribution._validate_args
     refused(lambda z: Poisson(z - 1), "Poisson law whose rate holds -1, against its constraint")
     refused(lambda z: Poisson(z.log()), "Poisson law whose rate holds -inf")
     refused(lambda z: Bernoulli(logits=z / z), "Bernoulli law whose logits holds nan")
     refused(lambda z: Normal(z, z), "Normal law whose scale holds 0, against its constraint")
     third = torch.tensor([[0.0], [0.0], [-3.0]])
     refused(lambda z: Normal(z, 1 + z), "scale holds -2", third)
-    assert Distribution._validate_args  # PyTorch's own checks are on again
+    assert Distribution._validate_args == before  # PyTorch's own checks are as they were
 
 
 def test_families_without_a_fisher_metric_are_refused() -> None:

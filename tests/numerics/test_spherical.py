@@ -53,10 +53,11 @@ def test_samples_have_the_moments_the_entropy_and_the_divergence(p: int) -> None
 
 
 def test_bad_parameters_are_refused() -> None:
+    checked = {"validate_args": True}  # torch.compile turns PyTorch's default off for good
     with pytest.raises(ValueError, match=r"norm off one by 0.41; normalise it"):
-        VonMisesFisher(torch.ones(1, 2), torch.ones(1))
+        VonMisesFisher(torch.ones(1, 2), torch.ones(1), **checked)
     with pytest.raises(ValueError, match="concentration"):
-        VonMisesFisher(torch.eye(2), -torch.ones(2))
+        VonMisesFisher(torch.eye(2), -torch.ones(2), **checked)
     with pytest.raises(ValueError, match="p >= 2"):
         VonMisesFisher(torch.ones(3, 1), torch.ones(3))
 

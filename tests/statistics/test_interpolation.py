@@ -152,7 +152,7 @@ def on_the_sphere(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return size.cos() * C + size.sin() * v / size
 
 
-@pytest.mark.parametrize("M", [Sphere(2), Pullback(embedded_sphere)], ids=str)
+@pytest.mark.parametrize("M", [Sphere(2), pytest.param(Pullback(embedded_sphere), marks=pytest.mark.slow)], ids=str)
 def test_analogy_on_the_sphere(M: oddity.Manifold) -> None:
     a, b, c = 0.5 * torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = analogy(M, a, b, c, solver=ChainSolver(segments=64))

@@ -150,6 +150,7 @@ def test_normalisers_of_both_measures_have_formulae_on_the_sphere() -> None:
     assert not 0.9 < np.exp(authors.log_density(grid)).sum() * area < 1.1  # not a density on the sphere
 
 
+@pytest.mark.slow
 def test_a_pull_back_gives_what_the_formula_gives() -> None:
     """The sphere as the image of a map, by numerical geodesics, and in single precision."""
     X = on_sphere(30, (0.4, 0.2), (0.2, 0.1))
@@ -166,6 +167,7 @@ def test_a_pull_back_gives_what_the_formula_gives() -> None:
 # -- maximum likelihood -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_is_the_maximum_of_the_likelihood() -> None:
     """Against a direct search that knows nothing of the method, its normaliser by quadrature of the sphere."""
     M, X = Sphere(2), on_sphere(60, (1.0, 0.4))
@@ -236,6 +238,7 @@ def test_restarts_keep_the_best_and_repeat() -> None:
 # -- draws ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_draws_follow_the_density() -> None:
     """Means of the coordinates in space and of the log density, within four standard errors of their integrals."""
     X = torch.cat([on_sphere(40, (0.9, 0.3)), on_sphere(30, (0.3, 0.3), (-1.0, -0.8))])

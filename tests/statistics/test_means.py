@@ -95,7 +95,7 @@ def test_the_logarithms_sum_to_zero(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("M", [Sphere(2), Pullback(embedded_sphere)], ids=str)
+@pytest.mark.parametrize("M", [Sphere(2), pytest.param(Pullback(embedded_sphere), marks=pytest.mark.slow)], ids=str)
 def test_each_set_of_a_batch_has_its_own_mean(M: Manifold) -> None:
     z = torch.stack([cloud(5), cloud(5, scale=0.1, seed=1) + 0.4, torch.ones(5, 2).double()])
     mean = frechet_mean(M, z)
@@ -342,7 +342,11 @@ def test_in_flat_space_they_are_the_usual_ones() -> None:
     assert ours.get_feature_names_out().tolist() == ["tangentpca0", "tangentpca1", "tangentpca2"]
 
 
-@pytest.mark.parametrize("M", [Hyperbolic(2), cases(torch.float64)["expected metric"][0]], ids=["formula", "decoder"])
+@pytest.mark.parametrize(
+    "M",
+    [Hyperbolic(2), pytest.param(cases(torch.float64)["expected metric"][0], marks=pytest.mark.slow)],
+    ids=["formula", "decoder"],
+)
 def test_components_are_orthonormal_and_coordinates_lead_back(M: Manifold) -> None:
     z = cloud(8, scale=0.25)
     pca = TangentPCA(M).fit(z)

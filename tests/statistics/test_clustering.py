@@ -137,6 +137,9 @@ def test_the_seed_decides(estimator: type, few_waypoints: None) -> None:
     z, M = clumps(), Pullback(embedded_sphere)
     state = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
     one, same = (estimator(M, 4, method="graph", random_state=3, n_init=1).fit(z) for _ in range(2))
+    unjudged = estimator(M, 4, method="graph", random_state=3, n_init=1, sample=0).fit(z)
+    assert math.isnan(unjudged.error_)
+    np.testing.assert_array_equal(unjudged.labels_, one.labels_)
     assert (one.labels_ == same.labels_).all()
     assert (one.cluster_centers_ == same.cluster_centers_).all()
     others = [estimator(M, 4, method="graph", random_state=s, n_init=1).fit(z).labels_ for s in range(4, 7)]
@@ -257,6 +260,8 @@ def test_a_search_that_is_cut_short_is_warned_of() -> None:
         (np.ones((4, 2)), {"M": Hyperbolic(2)}, "X holds a point of norm 1.414; the Poincare ball"),
         (np.ones((4, 2)), {"M": None}, "M is a NoneType; give a Manifold"),
         (np.ones((4, 2)), {"method": "fast"}, "unknown method 'fast'; choose refined, exact, graph"),
+        (np.ones((4, 2)), {"sample": 0}, "sample is 0; give an integer of at least 1"),
+        (np.ones((4, 2)), {"sample": -1, "method": "graph"}, "sample is -1; give an integer of at least 0"),
         (np.ones((4, 2)), {"n_clusters": 0}, "n_clusters is 0; give an integer of at least 1"),
         (np.ones((4, 2)), {"n_clusters": 2.5}, "n_clusters is 2.5"),
         (np.ones((4, 2)), {"n_init": 0}, "n_init is 0"),

@@ -51,7 +51,6 @@ _JOINS = 16  # nodes of the graph to which a new point is joined
 _PAIRS = 256  # pairs whose paths are sought at a time
 _ROWS = 1 << 20  # numbers in a block
 _TINY = 1e-30  # what a graph's edge of length zero stays below
-_SAMPLE = 64  # distances that are solved to know the graph's error
 _TRIES = 2  # Newton steps of the centres between two assignments
 _SURELY = 0.95  # share of those errors within which two distances may have changed places
 
@@ -91,6 +90,9 @@ class _Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             value = getattr(self, name)
             if not isinstance(value, numbers.Integral) or value < 1:
                 raise ValueError(f"{name} is {value!r}; give an integer of at least 1")
+        least = 0 if self.method == "graph" else 1
+        if not isinstance(self.sample, numbers.Integral) or self.sample < least:
+            raise ValueError(f"sample is {self.sample!r}; give an integer of at least {least}")
         if self.method not in get_args(Method):
             raise ValueError(f"unknown method {self.method!r}; choose {', '.join(get_args(Method))}")
         z = admit_codes(self, X)
@@ -106,7 +108,7 @@ class _Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         reach = self._reach
         self.cluster_centers_ = centres.cpu().numpy()
         self._n_features_out = len(centres)
-        reach.gauge(centres, rng)
+        reach.gauge(centres, self.sample, rng)
         D = reach.measure(centres)
         self.labels_, self.inertia_, self.error_ = D.argmin(1), self._inertia(D), reach.error
         found = len(np.unique(self.labels_))
@@ -150,6 +152,9 @@ class GeodesicKMeans(_Clusterer):
     tol
         The centres are at rest when Newton's method promises to lower the variance of each cluster, at fixed
         assignments, by less than this share.
+    sample
+        Codes whose distance to their centre is solved to know the graph's error; none are with zero, which ``"graph"``
+        alone allows.
     solver
         Settings of the geodesics.
     random_state
@@ -166,8 +171,8 @@ class GeodesicKMeans(_Clusterer):
         ``"exact"``, of codes in doubt and in spaces with a formula, otherwise the length of a path on the graph, which
         is too long by about the share ``error_``.
     error_ : float
-        Median relative error of the graph's distances from codes to their nearest centres, over a sample of 64; zero
-        where the graph was not used.
+        Median relative error of the graph's distances from codes to their nearest centres, over the sample; zero
+        where the graph was not used, NaN without a sample.
     n_iter_ : int
         Iterations of the restart that was kept, and of its refinement.
     n_relocated_ : int
@@ -214,6 +219,7 @@ class GeodesicKMeans(_Clusterer):
         n_init: int = 10,
         max_iter: int = 300,
         tol: float = 1e-4,
+        sample: int = 64,
         solver: ChainSolver | None = None,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
@@ -223,6 +229,7 @@ class GeodesicKMeans(_Clusterer):
         self.n_init = n_init
         self.max_iter = max_iter
         self.tol = tol
+        self.sample = sample
         self.solver = solver
         self.random_state = random_state
 
@@ -280,6 +287,9 @@ class GeodesicKMedoids(_Clusterer):
         Restarts from other seeds, of which the one of least inertia is kept.
     max_iter
         Swaps of each restart.
+    sample
+        Codes whose distance to their centre is solved to know the graph's error; none are with zero, which ``"graph"``
+        alone allows.
     solver
         Settings of the geodesics.
     random_state
@@ -339,6 +349,7 @@ class GeodesicKMedoids(_Clusterer):
         method: Method = "refined",
         n_init: int = 3,
         max_iter: int = 300,
+        sample: int = 64,
         solver: ChainSolver | None = None,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
@@ -347,6 +358,7 @@ class GeodesicKMedoids(_Clusterer):
         self.method = method
         self.n_init = n_init
         self.max_iter = max_iter
+        self.sample = sample
         self.solver = solver
         self.random_state = random_state
 
@@ -625,12 +637,15 @@ class Reach:
         D[i, c] = np.where(converged, length, np.fmin(length, D[i, c]))
         return D
 
-    def gauge(self, centres: Tensor, rng: np.random.RandomState) -> None:
+    def gauge(self, centres: Tensor, sample: int, rng: np.random.RandomState) -> None:
         """Learn the graph's error from a random sample of codes and their nearest centres."""
-        if self.method == "exact":
+        if self.method == "exact" or self.formula:
+            return
+        if sample == 0:
+            self.error = math.nan
             return
         D = self.rough(centres)
-        i = rng.permutation(len(D))[:_SAMPLE]
+        i = rng.permutation(len(D))[:sample]
         c = D[i].argmin(1)
         length, converged = self.solve(centres[c], self.z[i])
         sound = converged & (length > 0)

@@ -41,7 +41,7 @@ def f_measures(sample: Sample, k: int, settings: Record, seed: int) -> dict[str,
     saved = fit(sample, seed, settings["fit"])
     M, shared = expected_metric(saved.vae.decoder), {"n_init": settings["n_init"], "random_state": seed}
     makers: dict[str, Any] = {
-        "riemannian": GeodesicKMeans(M, k, method=settings["method"], **shared),
+        "riemannian": GeodesicKMeans(M, k, method=settings["method"], sample=0, **shared),
         "euclidean": KMeans(k, **shared),
     }
     subsets = np.array_split(np.arange(len(sample.y)), settings["subsets"])  # the rows come shuffled

@@ -25,7 +25,7 @@ SETTINGS: Settings = {
         "digits": [[0, 1, 2], [3, 4, 7], [5, 6, 9]],
         "per_digit": 1000,
         "subsets": 10,
-        "repetitions": 5,
+        "repetitions": 4,
         "method": "graph",
         "n_init": 10,
         "fit": {"epochs": 200, "constant_std": 1.0, "a": 0.8},

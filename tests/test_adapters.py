@@ -221,7 +221,6 @@ def cells() -> tuple[Tensor, Tensor]:
     return (scaled / one).round(), torch.as_tensor(data.obs.bulk_labels.cat.codes.to_numpy().copy())
 
 
-@pytest.mark.skipif(not hasattr(oddity, "fisher_metric"), reason="needs the Fisher metric")
 def test_scvi() -> None:
     """Counts have no mean-and-noise surface: their negative binomial law has the metric of Fisher and Rao."""
     scvi = library("scvi")
@@ -234,15 +233,12 @@ def test_scvi() -> None:
         z = torch.as_tensor(model.get_latent_representation())
     frozen(model.module)
 
-    def law(z: Tensor, library: float, batch: int = 0) -> torch.distributions.Distribution:
-        rows = z.new_ones(len(z), 1)
-        px = model.module.generative(z, library * rows, (batch * rows).long())["px"]
-        return torch.distributions.NegativeBinomial(px.theta, logits=px.mu.log() - px.theta.log())
-
     depth = float(counts.sum(1).log().mean())
+    names = readme("scVI", model=model, z=z, depth=depth)
+    law, M = names["law"], names["M"]
+    assert names["g"].converged, names["g"].why
     with pytest.raises(ValueError, match=r"NegativeBinomial.*oddity\.fisher_metric"):
         oddity.expected_metric(law, library=depth).metric(z[:2])
-    M = oddity.fisher_metric(lambda z: law(z, depth))
     g = M.geodesic(z[:4], z[4:8], init=oddity.Roadmap(M, z[::4]))
     assert g.converged.all(), g.why
     model.module.double()

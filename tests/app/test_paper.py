@@ -5,11 +5,12 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
+import torch
 
 from oddity.app import paper
 from oddity.app.cli import main
 from oddity.app.paper.circle import Circle
-from oddity.app.paper.lab import Lab, paired, summary
+from oddity.app.paper.lab import Lab, fit, paired, summary
 from oddity.app.paper.settings import SETTINGS, smaller
 
 CIRCLE = {"points": 50, "data_dim": 30, "noise": 0.1, "pairs": 20}
@@ -61,6 +62,16 @@ def test_arcs_of_the_circle_join_their_pairs_the_short_way():
     lengths = np.linalg.norm(np.diff(arcs, axis=1), axis=-1).sum(1)
     np.testing.assert_allclose(lengths, world.radius * np.abs(world.turns()), rtol=1e-3)
     assert np.abs(world.turns()).max() <= np.pi
+
+
+def test_of_several_trainings_the_best_is_kept():
+    settings = {"epochs": 3, "variance_epochs": 2, "n_centres": 4, "hidden": (8, 4)}
+    sample = Lab(smaller()).sample([0, 1], 30, 0)
+
+    def bound(restarts):
+        return float(fit(sample, 0, settings, restarts).vae.elbo(sample.X, torch.Generator().manual_seed(0)).mean())
+
+    assert bound(6) >= bound(2)
 
 
 def test_summaries_and_tests():

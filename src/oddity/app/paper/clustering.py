@@ -38,7 +38,7 @@ def clustering(lab: Lab) -> tuple[Record, dict[str, Figure]]:
 
 def f_measures(sample: Sample, k: int, settings: Record, seed: int) -> dict[str, list[float]]:
     """Train a model on the sample and cluster each subset of its codes both ways."""
-    saved = fit(sample, seed, settings["fit"])
+    saved = fit(sample, seed, settings["fit"], settings["restarts"])
     M, shared = expected_metric(saved.vae.decoder), {"n_init": settings["n_init"], "random_state": seed}
     makers: dict[str, Any] = {
         "riemannian": GeodesicKMeans(M, k, method=settings["method"], sample=0, **shared),

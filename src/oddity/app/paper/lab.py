@@ -80,9 +80,11 @@ class Lab:
         return [self._pairs[seed] for seed in range(count)]
 
 
-def fit(sample: Sample, seed: int, settings: Record) -> SavedModel:
-    """Train a model on a sample."""
-    vae = fit_vae(sample.X, seed=seed, **settings)
+def fit(sample: Sample, seed: int, settings: Record, restarts: int = 1) -> SavedModel:
+    """Train a model on a sample: of several trainings, the one with the highest evidence bound."""
+    seeds = np.random.SeedSequence(seed).generate_state(restarts) if restarts > 1 else [seed]
+    models = [fit_vae(sample.X, seed=int(number), **settings) for number in seeds]
+    vae = max(models, key=lambda vae: float(vae.elbo(sample.X, torch.Generator().manual_seed(0)).mean()))
     return SavedModel(vae, vae.encode(sample.X), torch.from_numpy(sample.y), {"image_shape": sample.image_shape})
 
 

@@ -26,6 +26,7 @@ SETTINGS: Settings = {
         "per_digit": 1000,
         "subsets": 10,
         "repetitions": 4,
+        "restarts": 3,
         "method": "graph",
         "n_init": 10,
         "fit": {"epochs": 200, "constant_std": 1.0, "a": 0.8},

@@ -303,6 +303,7 @@ HIDDEN = dropping(whole=True)
         (lambda z: NET(z)[:, : 2 + len(z)], r"maps points to shape \(4,\) or \(5,\), by their number"),
         (lambda z: NET(z)[0], "must keep the rows"),
         (lambda z: NET(z).detach(), "has no derivative .*no argmax, detach"),
+        (lambda z: (NET(z), NET(z).exp().detach()), "zero for .* outputs, while its values change"),
         (in_inference_mode, "has no derivative"),
         (lambda z: NET(z).argmax(1, keepdim=True), "returned torch.int64, which has no derivative"),
         (lambda z: NET(z).detach().numpy(), "returned ndarray"),

@@ -131,6 +131,21 @@ class TestFit:
         spread = [float(vae.posterior(ring())[1].mean()) for vae in (wide, narrow)]
         assert spread[0] > 2 * spread[1]
 
+    def test_a_given_constant_std_is_not_learned(self, noise, tmp_path):
+        class StopError(Exception):
+            pass
+
+        def stop(stage, epoch, *_):
+            if epoch == 4:
+                raise StopError
+
+        with pytest.raises(StopError):
+            fit_vae(noise, **TINY, constant_std=0.7, checkpoint=tmp_path / "c", checkpoint_every=1, progress=stop)
+        _, tensors = storage.read_folder(tmp_path / "c", "checkpoint.json", remedy="")
+        assert float(tensors["model"]["decoder.scale.log_std"].exp()) == pytest.approx(0.7)
+        resumed = fit_vae(noise, **TINY, constant_std=0.7, checkpoint=tmp_path / "c", resume=True)
+        assert same(resumed, fit_vae(noise, **TINY, constant_std=0.7))
+
     @pytest.mark.parametrize(("low", "high", "output"), [(0, 1, "sigmoid"), (-1, 1, "tanh"), (-2, 1, "identity")])
     def test_output_follows_the_range(self, noise, low, high, output):
         assert fit_vae(low + (high - low) * noise, **TINY).decoder.mean_net.output == output

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from oddity.geometry.manifold import Manifold, Sum
-from oddity.geometry.pullback import Pullback, StochasticDecoder, expected_metric
+from oddity.geometry.pullback import StochasticDecoder, expected_metric
 from oddity.numerics.autodiff import Differential
 
 __all__ = ["ensemble_metric", "independent_members_energy"]
@@ -61,11 +61,7 @@ def _admitted(decoders: Sequence[Member]) -> list[Member]:
 
 
 def _metric(member: Member) -> Manifold:
-    if isinstance(member, Manifold):
-        return member
-    if isinstance(member, StochasticDecoder):
-        return expected_metric(member)
-    return Pullback(member)
+    return member if isinstance(member, Manifold) else expected_metric(member)
 
 
 def independent_members_energy(decoders: Sequence[Member], c: Tensor) -> Tensor:
@@ -115,7 +111,7 @@ def independent_members_energy(decoders: Sequence[Member], c: Tensor) -> Tensor:
         raise ValueError(f"c has shape {shape}; a curve has shape (*, n+1, d) with at least two nodes")
     values = []
     for member in members:
-        f = Differential(getattr(member, "mean", member))  # type: ignore[arg-type]
+        f = Differential(member.mean if isinstance(member, StochasticDecoder) else member)  # type: ignore[arg-type]
         f.check(c)
         values.append(f(c))  # (*, n+1, D)
     if len({value.shape[-1] for value in values}) > 1:

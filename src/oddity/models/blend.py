@@ -119,7 +119,7 @@ class EntropyBlend(nn.Module):
         self.register_buffer("centres", centres)
         self.register_buffer("radius", radius if float(radius) > 0 else torch.ones_like(radius))
         self.decoder = decoder
-        self.train(isinstance(decoder, nn.Module) and decoder.training)
+        self.training = isinstance(decoder, nn.Module) and decoder.training  # train() would change the decoder's parts
         self._likelihood = Likelihood(decoder)
         with torch.no_grad():
             law = plain(self._likelihood(centres))

@@ -102,9 +102,9 @@ def fit_vae(
         The observation noise, a floor of every standard deviation: without it the precision of a constant
         column has no bound.
     constant_std : float, optional
-        The one standard deviation of stage 1; by default it is learned. The larger, the more the divergence from the
-        prior weighs, and the smoother is the mean: with 1 on pixels in [0, 1], as has been common, digits form plainer
-        clusters, and with the learned one (about 0.2) reconstructions are sharper.
+        The one standard deviation of stage 1, min_std aside; by default it is learned. The larger, the more the
+        divergence from the prior weighs, and the smoother is the mean: with 1 on pixels in [0, 1], as has been common,
+        digits form plainer clusters, and with the learned one (about 0.2) reconstructions are sharper.
     n_draws : int
         Posterior draws per row in stage 3.
     seed : int
@@ -487,7 +487,7 @@ def _start(run: _Run, settings: _Settings, state: _State | None) -> VAE:
 
 
 def _fit_mean(run: _Run, settings: _Settings, keeper: _Keeper, vae: VAE, state: _State | None) -> None:
-    """Stage 1: encoder and mean, with one learned standard deviation and a warm-up of the divergence."""
+    """Stage 1: encoder and mean, with one standard deviation, learned or given, and a warm-up of the divergence."""
     epochs = settings.epochs
     scale = vae.decoder.scale
     assert isinstance(scale, ConstantScale)

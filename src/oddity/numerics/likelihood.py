@@ -62,7 +62,7 @@ class Likelihood:
 
     def _law(self, z: Tensor) -> Distribution:
         if self._gaussian:
-            return Normal(self.decoder.mean(z), self.decoder.std(z))
+            return Normal(rows(self.decoder.mean(z)), rows(self.decoder.std(z)))
         out = self.decoder(z)
         if isinstance(out, tuple) and len(out) == 2 and all(isinstance(part, Tensor) for part in out):
             return Normal(*out)

@@ -16,7 +16,7 @@ def paper(
     only: Annotated[
         list[str] | None, Option(metavar="NAME", help="Run this experiment; may be repeated. By default all.")
     ] = None,
-    out: Annotated[Path, Option(help="The folder to write to.")] = Path("results"),
+    out: Annotated[Path | None, Option(help="The folder to write to; by default results, or results-small.")] = None,
     jobs: Annotated[int, Option(min=1, help="Processes.")] = 1,
     small: Annotated[
         bool, Option("--small", help="Try everything on little data, in a minute: the figures mean nothing.")
@@ -37,6 +37,7 @@ def paper(
     for name in names:
         if name not in experiments.EXPERIMENTS:
             raise ValueError(f"there is no experiment {name}: choose {', '.join(experiments.EXPERIMENTS)}")
+    out = out or Path("results-small" if small else "results")
     check_folder(out)
     with messages().status("experiments") as status, warnings_as_notes():
         experiments.run(names, smaller() if small else SETTINGS, out, jobs=jobs, say=status.update)

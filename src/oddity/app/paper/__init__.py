@@ -51,7 +51,8 @@ def run(
     Parameters
     ----------
     names
-        Keys of :data:`EXPERIMENTS`. What the folder holds of the others stays, if it was found with the same settings.
+        Keys of :data:`EXPERIMENTS`. What the folder holds of the others stays, if it was found with the same settings
+        and versions.
     settings
         :data:`oddity.app.paper.settings.SETTINGS` or alike.
     out
@@ -89,6 +90,7 @@ def _kept(file: Path, settings: dict[str, Any]) -> Record:
     kept: Record = {"seconds": {}}
     for name in EXPERIMENTS:
         uses = ("data", "pair", name) if name in OF_THE_PAIR else ("data", name)
-        if name in before and all(before["settings"].get(key) == settings.get(key) for key in uses):
+        same = all(before["settings"].get(key) == settings.get(key) for key in uses) if name in before else False
+        if same and before["versions"] == report.environment()["versions"]:
             kept[name], kept["seconds"][name] = before[name], before["seconds"][name]
     return kept

@@ -68,7 +68,10 @@ def circle(lab: Lab) -> tuple[Record, dict[str, Figure]]:
     settings = lab.settings["circle"]
     found = lab.map("circle", _repetition, ((settings, seed) for seed in settings["seeds"]))
     record = {
-        name: {key: summary([scores[name][key] for scores, _ in found]) for key in ("correlation", "hausdorff")}
+        name: {
+            key: summary([scores[name][key] for scores, _ in found])
+            for key in ("correlation", "hausdorff", "converged")
+        }
         for name in NAMES
     }
     return record, {"circle": _figure(found[0][1], record)}
@@ -81,7 +84,11 @@ def _repetition(settings: Record, seed: int) -> tuple[dict[str, Record], dict[st
         a, b = codes[world.pairs[:, 0]], codes[world.pairs[:, 1]]
         g = M.geodesic(a, b, init=Roadmap(M, codes))
         curves = g(torch.linspace(0, 1, _NODES))
-        scores[name] = {"correlation": _correlation(g.length, world), "hausdorff": _hausdorff(mean(curves), world)}
+        scores[name] = {
+            "correlation": _correlation(g.length, world),
+            "hausdorff": _hausdorff(mean(curves), world),
+            "converged": float(g.converged.float().mean()),
+        }
         shown[name] = codes.numpy(), curves[: settings["pictured"]].numpy()
     return scores, shown
 

@@ -33,7 +33,11 @@ def interpolation(lab: Lab) -> tuple[Record, dict[str, Figure]]:
             figures["interpolation"] = latent.draw_frames(saved, found, decoded, settings["pictured"])
             figures["autocorrelation"] = _figure(found, both)
     record: Record = {name: summary(values) for name, values in uneven.items()}
-    return record | {"paired": paired(uneven["line"], uneven["geodesic"]), "converged": converged}, figures
+    return record | {
+        "paired": paired(uneven["line"], uneven["geodesic"]),
+        "converged": converged,
+        "pairs": len(uneven["line"]),
+    }, figures
 
 
 def _pairs(saved: SavedModel, count: int, seed: int) -> Connections:

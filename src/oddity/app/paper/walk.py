@@ -10,7 +10,7 @@ from oddity.app import comparisons, latent, plots
 from oddity.app.paper.lab import Lab, Record, Sample, fit, summary
 from oddity.geometry.pullback import expected_metric
 from oddity.models.storage import SavedModel
-from oddity.statistics.brownian import DataSupport, Walk, brownian_motion
+from oddity.statistics.brownian import DataSupport, Domain, Walk, brownian_motion
 
 TITLES = {"riemannian": "Riemannian", "euclidean": "Euclidean"}
 
@@ -23,6 +23,7 @@ def walk(lab: Lab) -> tuple[Record, dict[str, Figure]]:
     settings = lab.settings["walk"]
     shares: dict[str, list[float]] = {name: [] for name in TITLES}
     moved: dict[str, list[float]] = {name: [] for name in TITLES}
+    completed = dict.fromkeys(TITLES, 0)
     figures = {}
     seeds = range(settings["repetitions"])
     tasks = ((lab.sample(settings["digits"], settings["per_digit"], seed), seed, settings) for seed in seeds)
@@ -30,14 +31,30 @@ def walk(lab: Lab) -> tuple[Record, dict[str, Figure]]:
         codes = latent.codes_of(saved)
         support, width = DataSupport(codes), float(codes.std(0).norm())
         for name, found in walks.items():
-            shares[name].append(float(support(found.points[:, 1:]).float().mean()))
+            shares[name].append(share_inside(found, support))
+            completed[name] += int(found.completed.sum())
             way = (found.points[:, -1] - found.points[:, 0]).norm(dim=-1)
             moved[name].append(float(way.square().mean().sqrt()) / width)
         if seed == 0:
             figures["walk"] = _figure(saved, walks, shares, settings)
-    record = {name: summary(values) for name, values in shares.items()}
+    record: Record = {name: summary(values) for name, values in shares.items()}
     total = settings["steps"] * settings["dt"]
-    return record | {"moved": {name: summary(v) for name, v in moved.items()}, "time": total}, figures
+    record["moved"] = {name: summary(values) for name, values in moved.items()}
+    walkers = settings["walkers"] * settings["repetitions"]
+    return record | {"time": total, "walkers": walkers, "completed": completed}, figures
+
+
+def share_inside(found: Walk, support: Domain) -> float:
+    """Share of the steps that end in a region; those that a stopped walk did not make count as outside.
+
+    Examples
+    --------
+    >>> w = Walk(torch.tensor([[[0.0], [1.0], [1.0]]]), torch.tensor([False]), ["stopped"], torch.tensor([1]), None)
+    >>> share_inside(w, lambda z: z[..., 0] > 0.5)
+    0.5
+    """
+    made = torch.arange(found.points.shape[1] - 1) < found.steps[:, None]
+    return float((support(found.points[:, 1:]) & made).float().mean())
 
 
 def _repetition(sample: Sample, seed: int, settings: Record) -> tuple[SavedModel, dict[str, Walk]]:

@@ -179,6 +179,18 @@ def test_a_gaussian_decoder_is_a_normal_law() -> None:
     torch.testing.assert_close(oddity.fisher_metric(lambda z: Normal(model.mean(z), model.std(z))).metric(z), whole)
 
 
+def test_the_deviation_of_an_image_may_come_flat() -> None:
+    class Images:
+        def mean(self, z: Tensor) -> Tensor:
+            return z.reshape(-1, 1, 2, 1)
+
+        def std(self, z: Tensor) -> Tensor:
+            return torch.ones_like(z)
+
+    M = oddity.fisher_metric(Images())
+    torch.testing.assert_close(M.metric(torch.zeros(2)), torch.eye(2))
+
+
 def test_follows_the_decoder_as_it_is_trained_on() -> None:
     model, z = likelihood("Poisson"), points(2, torch.float32)
     M = oddity.fisher_metric(model)

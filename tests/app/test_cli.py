@@ -211,12 +211,21 @@ def test_an_existing_model_is_replaced_by_force_only(here: Path, capsys: pytest.
 def test_interrupted_training_keeps_its_checkpoint_and_resumes(here: Path) -> None:
     arguments = ["train", "digits", "-o", "m", "--epochs", "4000", "--checkpoint-every", "1", *QUICK[2:]]
     command = [sys.executable, "-m", "oddity", *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it for what runs behind
+    )
     deadline = time.monotonic() + 60
     while not Path("m.checkpoint").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    try:
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "oddity: interrupted: go on from m.checkpoint with --resume" in said
     assert "Traceback" not in said

@@ -59,7 +59,7 @@ SETTINGS: Settings = {
         "repetitions": 5,
         "draws": 10_000,
         "min_std": 1e-2,
-        "fit": {"epochs": 300, "n_centres": 32, "a": 1.0},
+        "fit": {"epochs": 600, "constant_std": 1.0, "n_centres": 32, "a": 1.0},
         "sigma_fit": {"epochs": 200},
     },
     "circle": {

@@ -89,7 +89,13 @@ def smaller(settings: Settings = SETTINGS) -> Settings:
     small["pair"] |= {"per_digit": 60, "fit": tiny}
     small["clustering"] |= {"digits": [[0, 1, 2]], "per_digit": 60, "subsets": 2, "repetitions": 2, "fit": tiny}
     small["interpolation"] |= {"repetitions": 1, "pairs": 4, "pictured": 2}
-    small["density"] |= {"repetitions": 1, "fitted": 60, "held_out": 40, "grid": 8, "land": {"n_samples": 32}}
+    small["density"] |= {
+        "repetitions": 1,
+        "fitted": 60,
+        "held_out": 40,
+        "grid": 8,
+        "land": {"n_samples": 32, "measure": "magnification", "max_iter": 2},
+    }
     small["walk"] |= {"repetitions": 1, "walkers": 4, "steps": 20, "per_digit": 60, "fit": tiny}
     small["log_likelihood"] |= {
         "per_digit": 60,

@@ -340,7 +340,7 @@ class Differential:
         """Detached functions pass for constant ones: where derivatives are zero, f must not move to first order.
 
         One of several outputs may be detached, such as the standard deviation: then most of those whose derivatives
-        are zero move. Few do where a piecewise linear output is flat, at its kinks.
+        are zero move, and to either side. A piecewise linear output that is flat moves to one side at most, at a kink.
         """
         v = torch.arange(1, rows.shape[-1] + 1, dtype=rows.dtype, device=rows.device).cos().expand(rows.shape)
         with torch.no_grad():
@@ -348,9 +348,14 @@ class Differential:
         flat = ~slopes.any(0)
         if not bool(flat.any()):
             return
-        move = (self._tried(rows + _STEP * v) - self._tried(rows - _STEP * v)).reshape(len(rows), -1)
-        size = value.reshape(len(rows), -1).abs()[:, flat].amax()
-        if bool((move.abs()[:, flat].amax(0) > 1e-3 * size).float().mean() > 0.5):
+        forth, back = (
+            (self._tried(rows + step * v) - value).reshape(len(rows), -1)[:, flat] for step in (_STEP, -_STEP)
+        )
+        move = (forth - back).abs()
+        if not bool(flat.all()):
+            move = torch.minimum(move, torch.minimum(forth.abs(), back.abs()))
+        size = value.reshape(len(rows), -1)[:, flat].abs().amax()
+        if bool((move.amax(0) > 1e-3 * size).float().mean() > 0.5):
             which = "all zero" if bool(flat.all()) else f"zero for {int(flat.sum())} of {len(flat)} outputs"
             raise ValueError(_NO_DERIVATIVE.format(self.name, f"{which}, while its values change"))
 

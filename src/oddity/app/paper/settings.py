@@ -48,8 +48,8 @@ SETTINGS: Settings = {
         "fit": {"constant_std": 1.0, "a": 0.7},
         "repetitions": 5,
         "walkers": 64,
-        "steps": 1000,
-        "dt": 1e-2,
+        "steps": 2000,
+        "dt": 2.5e-3,
         "frames": 7,
     },
     "log_likelihood": {

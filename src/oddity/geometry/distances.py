@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from oddity.geometry.connect import ChainSolver
-from oddity.geometry.manifold import Manifold
+from oddity.geometry.manifold import Manifold, in_chart
 from oddity.geometry.roadmap import Roadmap
 from oddity.numerics.graph import components, distances_from, knn_edges
 
-__all__ = ["Distances", "pairwise_distances"]
+__all__ = ["Distances", "neighbour_graph", "pairwise_distances"]
 
 Method: TypeAlias = Literal["refined", "exact", "graph"]
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -231,7 +231,7 @@ def pairwise_distances(
     pairs = _Pairs(len(z), len(z2), same)
     graph = _Graph.absent()
     if len(pairs) and not (has_formula and method == "exact"):
-        graph = _graph(M, z, z2, k, grid=method != "graph", bridge=bridge or method == "exact")
+        graph = neighbour_graph(M, z, z2, k, grid=method != "graph", bridge=bridge or method == "exact")
     settings = f"{method} {nearest} {within} {sample} {k} {bridge} {solver} {block}"
     ledger = _Ledger((len(z), len(z2)), str(z.dtype)[6:], target, _fingerprint(M, z, z2, same, settings))
     work = _Work(M, z, z2, pairs, graph, solver, block, ledger, progress)
@@ -318,7 +318,7 @@ class _Graph(NamedTuple):
         return cls(None, np.empty(0, np.int64), np.empty(0, np.int64))
 
 
-def _graph(M: Manifold, z: Tensor, z2: Tensor, k: int | None, *, grid: bool, bridge: bool) -> _Graph:
+def neighbour_graph(M: Manifold, z: Tensor, z2: Tensor, k: int | None, *, grid: bool, bridge: bool) -> _Graph:
     """Graph of the points, with a grid of waypoints around them where that can fill the space."""
     points = z if z2 is z else torch.cat([z, z2])
     waypoints = _waypoints(M, points) if grid else points[:0]
@@ -345,20 +345,10 @@ def _waypoints(M: Manifold, points: Tensor) -> Tensor:
     side = round(_WAYPOINTS ** (1 / d))
     share = torch.linspace(0, 1, side, dtype=points.dtype, device=points.device)
     grid = torch.stack(torch.meshgrid(*[share] * d, indexing="ij"), -1).reshape(-1, d)
-    grid = _in_chart(M, low - margin + grid * (high - low + 2 * margin))
+    grid = low - margin + grid * (high - low + 2 * margin)
+    grid = grid[in_chart(M, grid)]
     with torch.no_grad():
         return grid[M.metric(grid).isfinite().all(-1).all(-1)]
-
-
-def _in_chart(M: Manifold, points: Tensor) -> Tensor:
-    def admitted(some: Tensor) -> bool:
-        try:
-            M.admit(some)
-        except ValueError:
-            return False
-        return True
-
-    return points if admitted(points) else points[[admitted(point) for point in points]]
 
 
 def _distinct(points: Tensor) -> tuple[Tensor, Numbers]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from oddity.geometry.curvature import _riemann
 from oddity.geometry.curve import nested
-from oddity.geometry.manifold import Manifold
+from oddity.geometry.manifold import Manifold, in_chart
 
 __all__ = ["Spread", "exponential_spread"]
 
@@ -174,7 +174,9 @@ def _tide(M: Manifold, c: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     ``(*, n+1, d-1, d-1)``, ``(*, n+1, d-1, d)``, ``(*, n+1)``.
     """
     d = c.shape[-1]
-    known = _in_chart(M, c) & u.isfinite().all(-1)  # (*, n+1)
+    known = c.isfinite().all(-1)  # (*, n+1); a curve that grazes the edge of the chart may end past it
+    known[known.clone()] = in_chart(M, c[known])
+    known &= u.isfinite().all(-1)
     e = _across(M, _to_the_last(c, known), _to_the_last(u, known))  # (*, n+1, d-1, d)
     known = known & e.isfinite().all(-1).all(-1)
     i, j = torch.triu_indices(d - 1, d - 1, device=c.device)
@@ -189,22 +191,6 @@ def _tide(M: Manifold, c: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     own = tide.diagonal(dim1=-2, dim2=-1)
     mixed = (tide - own[..., :, None] - own[..., None, :]).triu(1) / 2  # by polarisation
     return _to_the_last(mixed + mixed.mT + torch.diag_embed(own), known), e, known
-
-
-def _in_chart(M: Manifold, c: Tensor) -> Tensor:
-    """Whether points belong to the chart: ``(*, d) -> (*,)`` bool; a curve that grazes its edge may end past it."""
-
-    def admitted(z: Tensor) -> bool:
-        try:
-            M.admit(z)
-        except ValueError:
-            return False
-        return True
-
-    inside = c.isfinite().all(-1)
-    if not admitted(c[inside]):
-        inside[inside.clone()] = torch.tensor([admitted(z) for z in c[inside]], device=c.device)
-    return inside
 
 
 def _to_the_last(x: Tensor, known: Tensor) -> Tensor:

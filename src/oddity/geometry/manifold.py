@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from oddity.geometry.curve import Geodesic
     from oddity.geometry.maps import Trajectory
 
-__all__ = ["Manifold", "Scaled", "Sum"]
+__all__ = ["Manifold", "Scaled", "Sum", "in_chart"]
 
 _POINTS_AT_A_TIME = 264  # frames of so many points stay in a processor's cache
 
@@ -648,6 +648,20 @@ class Sum(Manifold):
 
     def __repr__(self) -> str:
         return " + ".join(map(str, self.parts))
+
+
+def in_chart(M: Manifold, points: Tensor) -> Tensor:
+    """Whether each point, or every node of each curve, belongs to the chart: ``(N, *, d) -> (N,)`` bool.
+
+    Halving finds the few that do not.
+    """
+    try:
+        M.admit(points)
+    except ValueError:
+        if len(points) > 1:
+            return torch.cat([in_chart(M, half) for half in points.tensor_split(2)])
+        return torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    return torch.ones(len(points), dtype=torch.bool, device=points.device)
 
 
 def _flatten(parts: tuple[Manifold, ...]) -> Iterator[Manifold]:

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -13,7 +14,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from oddity.geometry.curve import nested
-from oddity.geometry.manifold import Manifold
+from oddity.geometry.manifold import Manifold, in_chart
 
 __all__ = ["DataSupport", "Walk", "brownian_motion", "heat_kernel_samples", "manifold_samples"]
 
@@ -389,7 +390,11 @@ class _Walkers:
     def _look(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Verdict on points, ``(N,)``, and the metric's Cholesky factor at the good ones, ``(N, d, d)``."""
         verdict = torch.full((len(z),), _GOOD, device=z.device)
-        tests = {_NOT_FINITE: _finite, _OUT_OF_CHART: self._in_chart, _OUT_OF_DOMAIN: self._in_domain}
+        tests: dict[int, Domain] = {
+            _NOT_FINITE: _finite,
+            _OUT_OF_CHART: partial(in_chart, self.M),
+            _OUT_OF_DOMAIN: self._in_domain,
+        }
         for fault, test in tests.items():
             rows = (verdict == _GOOD).nonzero()[:, 0]
             verdict[rows[~test(z[rows])]] = fault
@@ -399,16 +404,6 @@ class _Walkers:
         L = z.new_zeros(*z.shape, z.shape[-1])
         L[rows] = factor
         return verdict, L
-
-    def _in_chart(self, z: Tensor) -> Tensor:
-        """Whether the chart admits each point; halving finds the few that it does not."""
-        try:
-            self.M.admit(z)
-        except ValueError:
-            if len(z) > 1:
-                return torch.cat([self._in_chart(half) for half in z.tensor_split(2)])
-            return torch.zeros(1, dtype=torch.bool, device=z.device)
-        return torch.ones(len(z), dtype=torch.bool, device=z.device)
 
     def _in_domain(self, z: Tensor) -> Tensor:
         if self.domain is None or len(z) == 0:

@@ -33,7 +33,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from oddity.geometry.connect import ChainSolver
-from oddity.geometry.distances import _graph, pairwise_distances
+from oddity.geometry.distances import neighbour_graph, pairwise_distances
 from oddity.geometry.manifold import Manifold
 from oddity.numerics.graph import distances_from
 from oddity.statistics.legs import Legs, has_formula, legs_along
@@ -601,7 +601,7 @@ class Reach:
         self.formula = has_formula(M)
         self.roads, self.place = None, np.empty(0, np.int64)
         if not self.formula:
-            self.roads, self.place, _ = _graph(M, z, z, None, grid=True, bridge=True)
+            self.roads, self.place, _ = neighbour_graph(M, z, z, None, grid=True, bridge=True)
         self.method: Method = method if self.roads is not None else "exact"  # nor has one point a graph
         self.error = 0.0 if self.method == "exact" else math.nan
         self.margin = 0.0

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from oddity.geometry.connect import ChainSolver
-from oddity.geometry.manifold import Manifold
+from oddity.geometry.manifold import Manifold, in_chart
 from oddity.geometry.transport import turning
 from oddity.numerics.autodiff import Differential
 from oddity.numerics.blocktri import solve_block_tridiagonal
 from oddity.numerics.chain import ChainModel, interpolate_chain, solve_chain
 
-__all__ = ["Legs", "Taylor", "covariant_hessian", "has_formula", "in_chart", "legs_along", "where"]
+__all__ = ["Legs", "Taylor", "covariant_hessian", "has_formula", "legs_along", "where"]
 
 
 class Taylor(NamedTuple):
@@ -66,20 +66,6 @@ def covariant_hessian(M: Manifold, z: Tensor, slope: Tensor, hessian: Tensor) ->
     basis = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).expand(*z.shape, -1)
     connection = turning(M, z[:, None].expand(basis.shape), basis)  # (N, i, k, j)   -Gamma^k_ij
     return hessian + torch.einsum("nk,nikj->nij", slope, connection)
-
-
-def in_chart(M: Manifold, points: Tensor) -> Tensor:
-    """Whether each point, or every node of each curve, belongs to the chart: ``(N, *, d) -> (N,)`` bool."""
-
-    def admitted(some: Tensor) -> bool:
-        try:
-            M.admit(some)
-        except ValueError:
-            return False
-        return True
-
-    every = [True] * len(points) if admitted(points) else [admitted(point) for point in points]
-    return torch.tensor(every, dtype=torch.bool, device=points.device)
 
 
 _Rows = TypeVar("_Rows", bound=NamedTuple)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from oddity.geometry.connect import ChainSolver, Init
 from oddity.geometry.curve import nested
-from oddity.geometry.manifold import Manifold
+from oddity.geometry.manifold import Manifold, in_chart
 from oddity.geometry.roadmap import Roadmap
-from oddity.statistics.legs import Legs, Taylor, covariant_hessian, has_formula, in_chart, legs_along, where
+from oddity.statistics.legs import Legs, Taylor, covariant_hessian, has_formula, legs_along, where
 
 __all__ = ["Descent", "FrechetMean", "admit_codes", "frechet_mean", "total", "warn_of_failures"]
 

@@ -25,8 +25,8 @@ def test_a_run_keeps_what_was_found_with_the_same_settings(tmp_path):
     assert {"surface.png", "paper.md"} <= {path.name for path in tmp_path.iterdir()}
     other = deepcopy(settings)
     other["surface"]["height"] = 1.0
-    assert "surface" in paper._kept(tmp_path / "paper.json", settings)
-    assert "surface" not in paper._kept(tmp_path / "paper.json", other)
+    assert "surface" in paper._kept(tmp_path / "paper.json", settings, found["versions"])
+    assert "surface" not in paper._kept(tmp_path / "paper.json", other, found["versions"])
 
 
 @pytest.mark.slow

@@ -1,14 +1,15 @@
 """A saved model as the commands see it: its codes, its metric, places in it, and pictures of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from oddity.app import plots
+from oddity.app import comparisons, plots
 from oddity.app.datasets import Dataset
 from oddity.app.plots import Plane
 from oddity.app.report import Connections
@@ -18,6 +19,7 @@ from oddity.geometry.roadmap import Roadmap
 from oddity.geometry.spaces import Euclidean
 from oddity.models.storage import SavedModel
 from oddity.models.vae import VAE
+from oddity.statistics.brownian import Walk
 from oddity.statistics.interpolation import Interpolation
 from oddity.statistics.land import LAND
 
@@ -95,17 +97,6 @@ def magnification(saved: SavedModel, plane: Plane) -> Any:
     return over(plane, codes_of(saved), expected_metric(saved.vae.decoder).log_volume)
 
 
-def land_over(saved: SavedModel, plane: Plane, land: LAND, size: int) -> Any:
-    """Return the log density of LAND with respect to dz at the plane's points: (h * w,).
-
-    A geodesic for each point is dear, but the density with respect to dM is smooth: it is measured on a grid of
-    ``size`` x ``size`` points, and interpolated.
-    """
-    coarse = Plane.around(codes_of(saved), size=size)
-    log_density = land.log_density(coarse.points.astype(land.means_.dtype))
-    return plane.interpolated(coarse, log_density) + magnification(saved, plane)
-
-
 def decoded(saved: SavedModel, z: ArrayLike | Tensor) -> NDArray[Any]:
     """Return the means that the decoder gives codes: (n, d) -> (n, D)."""
     with torch.no_grad():
@@ -149,6 +140,43 @@ def draw_frames(
     above, below = (interpolation.images[chosen].numpy() for interpolation in decoded)
     titles = [found.titles()[i] for i in chosen.tolist()]
     return plots.interpolations(above, below, titles, image_shape=image_shape(saved))
+
+
+def draw_densities(saved: SavedModel, titles: Sequence[str], land: LAND, gmm: Any, size: int) -> Figure:
+    """Draw a mixture of LANDs and a Gaussian mixture, with respect to dz, side by side.
+
+    A geodesic for each point is dear, but the density of LAND with respect to dM is smooth: it is measured on a grid of
+    ``size`` x ``size`` points, and interpolated.
+    """
+    codes = codes_of(saved)
+    plane, coarse = Plane.around(codes), Plane.around(codes, size=size)
+    log_volume = magnification(saved, plane)
+    log_density = plane.interpolated(coarse, land.log_density(coarse.points.astype(land.means_.dtype)))
+    values = log_density + log_volume, gmm.score_samples(plane.points)
+    return comparisons.densities(
+        plane,
+        log_volume,
+        codes,
+        saved.labels,
+        dict(zip(titles, values, strict=True)),
+        [land.means_, gmm.means_],
+        class_names=class_names(saved),
+    )
+
+
+def draw_walks(
+    saved: SavedModel, walks: Mapping[str, Walk], shares: Mapping[str, float], total: float, count: int
+) -> Figure:
+    """Draw the first walker of each kind, and so many frames decoded along its way; ``shares`` go into the titles."""
+    codes = codes_of(saved)
+    paths = {}
+    for title, walk in walks.items():
+        at = np.linspace(0, walk.points.shape[1] - 1, count).round().astype(int)
+        paths[f"{title}: {100 * shares[title]:.1f} % of all steps within the data"] = comparisons.Path(
+            walk.points[0], decoded(saved, walk.points[0, at]), at.tolist()
+        )
+    plane = Plane.around(codes)
+    return comparisons.walks(plane, magnification(saved, plane), codes, paths, total, image_shape=image_shape(saved))
 
 
 def image_shape(saved: SavedModel) -> tuple[int, ...] | None:

@@ -16,7 +16,8 @@ from oddity.geometry.pullback import Pullback, StochasticDecoder
 from oddity.geometry.spaces import TensorField
 from oddity.numerics.autodiff import Differential
 from oddity.numerics.chain import ChainModel
-from oddity.numerics.likelihood import Likelihood, parameters, plain, refuse_invalid, rows
+from oddity.numerics.likelihood import Likelihood, parameters, refuse_invalid, rows
+from oddity.numerics.networks import plain
 
 __all__ = ["FisherMetric", "fisher_metric"]
 

@@ -11,7 +11,8 @@ from torch import distributions as laws
 from torch.distributions import Distribution
 
 from oddity.models.rbf import k_means
-from oddity.numerics.likelihood import Likelihood, parameters, plain
+from oddity.numerics.likelihood import Likelihood, parameters
+from oddity.numerics.networks import plain
 from oddity.numerics.spherical import VonMisesFisher
 
 __all__ = ["EntropyBlend"]

@@ -8,9 +8,11 @@ from threading import Lock
 from typing import Any
 
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal, constraints
+from torch.distributions import Distribution, Normal, constraints
 
-__all__ = ["Likelihood", "parameters", "plain", "refuse_invalid", "rows"]
+from oddity.numerics.networks import has_parts, plain
+
+__all__ = ["Likelihood", "parameters", "refuse_invalid", "rows"]
 
 
 class Likelihood:
@@ -41,7 +43,7 @@ class Likelihood:
     """
 
     def __init__(self, decoder: Any) -> None:
-        self._gaussian = all(callable(getattr(decoder, part, None)) for part in ("mean", "std"))
+        self._gaussian = has_parts(decoder)
         if isinstance(decoder, Tensor) or not (self._gaussian or callable(decoder)):
             raise ValueError(f"expected a decoder z -> Distribution, got {type(decoder).__name__}")
         self.decoder = decoder
@@ -90,13 +92,6 @@ class Likelihood:
 def rows(x: Tensor) -> Tensor:
     """All that belongs to one point in one row: ``(N, ...) -> (N, D)``."""
     return x[:, None].flatten(1)
-
-
-def plain(law: Distribution) -> Distribution:
-    """The law without ``Independent`` around it, which sums log densities and changes no Fisher metric."""
-    while isinstance(law, Independent):
-        law = law.base_dist
-    return law
 
 
 @contextmanager

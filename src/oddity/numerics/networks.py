@@ -25,6 +25,7 @@ __all__ = [
     "name_of",
     "outputs_of",
     "parts_of",
+    "plain",
     "refuse",
     "standing_for",
 ]
@@ -186,8 +187,7 @@ class Outputs:
         return found[0]
 
     def _normal(self, output: Distribution) -> tuple[Tensor, Tensor]:
-        while isinstance(output, Independent):
-            output = output.base_dist
+        output = plain(output)
         if isinstance(output, Normal):
             return output.loc, output.scale
         if isinstance(output, MultivariateNormal):
@@ -221,6 +221,13 @@ class Outputs:
             )
         self._unseen = False
         return mean, std
+
+
+def plain(law: Distribution) -> Distribution:
+    """The law without ``Independent`` around it, which sums log densities and changes no Fisher metric."""
+    while isinstance(law, Independent):
+        law = law.base_dist
+    return law
 
 
 def has_parts(decoder: Any) -> bool:

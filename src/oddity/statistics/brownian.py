@@ -60,6 +60,19 @@ class Walk:
     steps: Tensor
     bend: Tensor
 
+    def inside(self, region: Domain) -> Tensor:
+        """Which steps end in a region: ``(*, steps)`` bool; not those that a stopped walk did not make.
+
+        Examples
+        --------
+        >>> at, one = torch.tensor([[0.0], [1.0], [1.0]]), torch.tensor(1)
+        >>> stopped = Walk(at, torch.tensor(False), "step 2 leaves the chart", steps=one, bend=0.1 * one)
+        >>> stopped.inside(lambda z: z[..., 0] > 0.5).tolist()
+        [True, False]
+        """
+        number = torch.arange(self.points.shape[-2] - 1, device=self.points.device)
+        return region(self.points[..., 1:, :]) & (self.completed[..., None] | (number < self.steps[..., None]))
+
     def __repr__(self) -> str:
         return (
             f"Walk({self.completed.numel()} walkers, {self.points.shape[-2] - 1} steps, "

@@ -233,26 +233,11 @@ def _component_table(land: Any) -> "Table":
 
 
 def _density_figure(saved: "SavedModel", land: Any, gmm: Any, size: int, scores: "dict[str, NDArray[Any]]") -> "Figure":
-    from oddity.app import comparisons, latent, plots
+    from oddity.app import latent
 
-    codes = latent.codes_of(saved)
-    plane = plots.Plane.around(codes)
-    values = {
-        "LAND": latent.land_over(saved, plane, land, size),
-        "Gaussian mixture": gmm.score_samples(plane.points),
-    }
     reached = _reached(scores)
-    held_out = {name: f"{log_density[reached].mean():.3g}" for name, log_density in scores.items()}
-    panels = {f"{name}: log density {held_out[name]} on held-out codes": value for name, value in values.items()}
-    return comparisons.densities(
-        plane,
-        latent.magnification(saved, plane),
-        codes,
-        saved.labels,
-        panels,
-        [land.means_, gmm.means_],
-        class_names=latent.class_names(saved),
-    )
+    titles = [f"{name}: log density {values[reached].mean():.3g} on held-out codes" for name, values in scores.items()]
+    return latent.draw_densities(saved, titles, land, gmm, size)
 
 
 # --------------------------------------------------------------------------------------- walks and samples
@@ -297,7 +282,8 @@ def walk(
             for title, space in {"Riemannian": M, "Euclidean": latent.flat_like(M, codes)}.items()
         }
     shares = {title: _share_inside(w, support) for title, w in found.items()}
-    drawn = _is_plane(saved) and _walk_figure(saved, found, shares, steps * dt)
+    mean = {title: float(share.mean()) for title, share in shares.items()}
+    drawn = _is_plane(saved) and latent.draw_walks(saved, found, mean, steps * dt, FRAMES)
     if drawn:
         plots.save(drawn, out)
     show(_walk_table(found, shares))
@@ -311,11 +297,7 @@ def walk(
 
 def _share_inside(found: "Walk", support: Any) -> "Tensor":
     """Return the share of each walker's steps within the support, (walkers,); a walk that was stopped has fewer."""
-    import torch
-
-    inside = support(found.points[:, 1:])
-    made = torch.arange(inside.shape[1]) < found.steps[:, None]
-    share: Tensor = (inside & made).sum(1) / found.steps.clamp(min=1)
+    share: Tensor = found.inside(support).sum(1) / found.steps.clamp(min=1)
     return share
 
 
@@ -332,25 +314,6 @@ def _walk_table(found: "dict[str, Walk]", shares: "dict[str, Tensor]") -> "Table
         completed = f"{int(w.completed.sum())} of {len(w.completed)}"
         table.add_row(title, *report.mean_and_error(shares[title].numpy()), completed, f"{float(w.bend.max()):.2g}")
     return table
-
-
-def _walk_figure(saved: "SavedModel", found: "dict[str, Walk]", shares: "dict[str, Tensor]", total: float) -> "Figure":
-    import numpy as np
-
-    from oddity.app import comparisons, latent, plots
-
-    codes = latent.codes_of(saved)
-    at = np.linspace(0, next(iter(found.values())).points.shape[1] - 1, FRAMES).round().astype(int)
-    paths = {
-        f"{title}: {100 * float(shares[title].mean()):.1f} % of all steps within the data": comparisons.Path(
-            w.points[0], latent.decoded(saved, w.points[0, at]), at.tolist()
-        )
-        for title, w in found.items()
-    }
-    plane = plots.Plane.around(codes)
-    return comparisons.walks(
-        plane, latent.magnification(saved, plane), codes, paths, total, image_shape=latent.image_shape(saved)
-    )
 
 
 @app.command(epilog="Example: oddity sample digits.model -n 64 -o samples.npz")

@@ -69,7 +69,9 @@ def run(
     """
     out.mkdir(exist_ok=True)
     settings = json.loads(json.dumps(settings))  # as they will be read again
-    lab, clock, found = Lab(settings, say, jobs), report.Clock(), _kept(out / "paper.json", settings)
+    environment = report.environment()
+    lab, clock = Lab(settings, say, jobs), report.Clock()
+    found = _kept(out / "paper.json", settings, environment["versions"])
     for name in names:
         with clock(name):
             found[name], figures = EXPERIMENTS[name](lab)
@@ -77,20 +79,21 @@ def run(
         for title, figure in figures.items():
             plots.save(figure, out / f"{title}.png")
         ordered = {key: found[key] for key in EXPERIMENTS if key in found}
-        found = {**ordered, "settings": settings, "seconds": found["seconds"], **report.environment()}
+        found = {**ordered, "settings": settings, "seconds": found["seconds"], **environment}
         report.write_json(out / "paper.json", found)
         with replacing(out / "paper.md") as part:
             part.write_text(table(found), encoding="utf-8")
     return found
 
 
-def _kept(file: Path, settings: dict[str, Any]) -> Record:
-    """Return what was found before with these settings."""
+def _kept(file: Path, settings: Record, versions: Record) -> Record:
+    """Return what was found before with these settings and versions."""
     before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     kept: Record = {"seconds": {}}
+    if before.get("versions") != versions:
+        return kept
     for name in EXPERIMENTS:
         uses = ("data", "pair", name) if name in OF_THE_PAIR else ("data", name)
-        same = all(before["settings"].get(key) == settings.get(key) for key in uses) if name in before else False
-        if same and before["versions"] == report.environment()["versions"]:
+        if name in before and all(before["settings"].get(key) == settings.get(key) for key in uses):
             kept[name], kept["seconds"][name] = before[name], before["seconds"][name]
     return kept

@@ -25,20 +25,19 @@ COLOURS = {"riemannian": "#D55E00", "euclidean": "#0072B2"}
 def clustering(lab: Lab) -> tuple[Record, dict[str, Figure]]:
     """F-measures, in per cent, of each subset of each repetition."""
     settings = lab.settings["clustering"]
-    seeds = range(settings["repetitions"])
     record: Record = {}
     for digits in settings["digits"]:
-        tasks = ((lab.sample(digits, settings["per_digit"], seed), len(digits), settings, seed) for seed in seeds)
-        found = lab.map(f"clustering of {', '.join(map(str, digits))}", f_measures, tasks)
+        found = lab.repeat(f"clustering of {', '.join(map(str, digits))}", f_measures, digits, settings)
         runs = {name: [value for part in found for value in part[name]] for name in COLOURS}
         test = paired(runs["riemannian"], runs["euclidean"])
         record["".join(map(str, digits))] = {name: summary(values) for name, values in runs.items()} | {"paired": test}
     return record, {"clustering": _figure(record)}
 
 
-def f_measures(sample: Sample, k: int, settings: Record, seed: int) -> dict[str, list[float]]:
+def f_measures(sample: Sample, seed: int, settings: Record) -> dict[str, list[float]]:
     """Train a model on the sample and cluster each subset of its codes both ways."""
     saved = fit(sample, seed, settings["fit"], settings["restarts"])
+    k = len(np.unique(sample.y))
     M, shared = expected_metric(saved.vae.decoder), {"n_init": settings["n_init"], "random_state": seed}
     makers: dict[str, Any] = {
         "riemannian": GeodesicKMeans(M, k, method=settings["method"], sample=0, **shared),

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.mixture import GaussianMixture
 
-from oddity.app import comparisons, latent, plots
+from oddity.app import latent
 from oddity.app.paper.lab import Lab, Record, paired
 from oddity.app.report import agreement
 from oddity.geometry.pullback import expected_metric
@@ -24,7 +24,8 @@ def density(lab: Lab) -> tuple[Record, dict[str, Figure]]:
     record: Record = {name: [scores[name] for _, scores in found] for name in found[0][1]}
     record["paired"] = paired(record["land"], record["gmm"])
     record["paired_purity"] = paired(record["land_purity"], record["gmm_purity"])
-    return record, {"density": _figure(trained[0], found[0][0], settings)}
+    titles = "mixture of LANDs", "Gaussian mixture"
+    return record, {"density": latent.draw_densities(trained[0], titles, **found[0][0], size=settings["grid"])}
 
 
 def _compare(saved: SavedModel, settings: Record, seed: int) -> tuple[dict[str, Any], Record]:
@@ -43,21 +44,3 @@ def _compare(saved: SavedModel, settings: Record, seed: int) -> tuple[dict[str, 
     reached = np.isfinite(scores["land"])  # no geodesic reached the others: they count for neither
     found |= {name: float(values[reached].mean()) for name, values in scores.items()}
     return models, found | {"left_out": int((~reached).sum())}
-
-
-def _figure(saved: SavedModel, models: dict[str, Any], settings: Record) -> Figure:
-    codes = latent.codes_of(saved)
-    plane = plots.Plane.around(codes)
-    values = {
-        "mixture of LANDs": latent.land_over(saved, plane, models["land"], settings["grid"]),
-        "Gaussian mixture": models["gmm"].score_samples(plane.points),
-    }
-    return comparisons.densities(
-        plane,
-        latent.magnification(saved, plane),
-        codes,
-        saved.labels,
-        values,
-        [model.means_ for model in models.values()],
-        class_names={digit: f"digit {digit}" for digit in (0, 1)},
-    )

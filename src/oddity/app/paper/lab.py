@@ -69,6 +69,14 @@ class Lab:
         rows = first + rng.permutation(rows)
         return Sample(torch.from_numpy(self.data.X[rows]), self.data.y[rows], self.data.image_shape)
 
+    def repeat(
+        self, title: str, work: Callable[[Sample, int, Record], T], digits: Sequence[int], settings: Record
+    ) -> list[T]:
+        """Return what ``work`` makes of a sample of the digits, its seed and the settings, for each repetition."""
+        seeds = range(settings["repetitions"])
+        tasks = ((self.sample(digits, settings["per_digit"], seed), seed, settings) for seed in seeds)
+        return self.map(title, work, tasks)
+
     def pairs(self, count: int) -> list[tuple[SavedModel, Sample]]:
         """Return the models of the digits 0 and 1 that several experiments look at, for the first seeds."""
         settings = self.settings["pair"]
@@ -84,8 +92,10 @@ def fit(sample: Sample, seed: int, settings: Record, restarts: int = 1) -> Saved
     """Train a model on a sample: of several trainings, the one with the highest evidence bound."""
     seeds = np.random.SeedSequence(seed).generate_state(restarts) if restarts > 1 else [seed]
     models = [fit_vae(sample.X, seed=int(number), **settings) for number in seeds]
+    names = {str(digit): f"digit {digit}" for digit in np.unique(sample.y)}
+    info = {"image_shape": sample.image_shape, "class_names": names}
     vae = max(models, key=lambda vae: float(vae.elbo(sample.X, torch.Generator().manual_seed(0)).mean()))
-    return SavedModel(vae, vae.encode(sample.X), torch.from_numpy(sample.y), {"image_shape": sample.image_shape})
+    return SavedModel(vae, vae.encode(sample.X), torch.from_numpy(sample.y), info)
 
 
 def summary(runs: Sequence[float]) -> Record:

@@ -14,9 +14,7 @@ PAPER = {"rbf": -50.34, "sigma_network": -68.25}
 def likelihood(lab: Lab) -> tuple[Record, dict[str, Figure]]:
     """Mean log p(x) of held-out digits 0 and 1, in nats, by draws from the prior."""
     settings = lab.settings["log_likelihood"]
-    seeds = range(settings["repetitions"])
-    tasks = ((lab.sample(settings["digits"], settings["per_digit"], seed), seed, settings) for seed in seeds)
-    repetitions = lab.map("likelihood", log_likelihoods, tasks)
+    repetitions = lab.repeat("likelihood", log_likelihoods, settings["digits"], settings)
     rbf, network = ([run[name] for run in repetitions] for name in PAPER)
     record = {
         "rbf": sum(rbf) / len(rbf),

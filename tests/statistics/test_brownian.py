@@ -65,6 +65,14 @@ def test_walks_pass_a_pole_of_the_chart() -> None:
     assert kstest((height / (1 + height)).numpy(), "uniform").pvalue > FOUR_SIGMA  # Archimedes
 
 
+def test_walks_cross_folds_that_their_steps_do_not_resolve() -> None:
+    """On a corrugated sheet, where a geodesic on coarse steps loses so much speed that it is not called converged."""
+    sheet = Pullback(lambda z: torch.cat([z, 0.5 * torch.sin(10 * z[..., :1])], -1))
+    walk = brownian_motion(sheet, torch.zeros(64, 2), 100, 0.02, generator=rng())
+    assert float(walk.bend.max()) > 1
+    assert walk.completed.all()
+
+
 def test_hyperbolic_distance_grows() -> None:
     """cosh r is an eigenfunction too: E cosh r = exp(d t / 2)."""
     H, start = Hyperbolic(2), torch.tensor([0.3, -0.1], dtype=torch.float64)

@@ -29,6 +29,7 @@ _BECAUSE = {
     _SINGULAR: "leads to a point where the metric is singular",
 }
 _BENT = 1.0  # a step that bends more follows the geodesic equation: parabolas would run away, e.g. at a chart's pole
+_SHOTS = (1e-3, 1e-5)  # such a geodesic need not be exact; where coarse steps lose too much speed, finer ones follow
 _NEIGHBOUR = 10  # how near the default samples stay to a code: about as near as so many other codes
 
 
@@ -395,9 +396,11 @@ class _Walkers:
         bend = torch.linalg.vector_norm((L.mT @ a)[..., 0], dim=-1) / (2 * speed.clamp(min=torch.finfo(z.dtype).tiny))
         ends = z + v + a[..., 0] / 2
         far = ((bend > _BENT) & _finite(v)).nonzero()[:, 0]
-        if len(far):
-            path = self.M.shoot(z[far], v[far], tolerance=1e-3, max_steps=100)
-            ends[far] = torch.where(path.converged[:, None], path.points, torch.nan)
+        for tolerance in _SHOTS:
+            if len(far):
+                path = self.M.shoot(z[far], v[far], tolerance=tolerance, max_steps=500)
+                ends[far] = torch.where(path.converged[:, None], path.points, torch.nan)
+                far = far[~path.converged]
         return ends, bend
 
     def _look(self, z: Tensor) -> tuple[Tensor, Tensor]:

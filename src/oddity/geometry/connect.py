@@ -38,7 +38,8 @@ class ChainSolver:
         A chain is stationary when the next step promises less than this share of its energy; default
         ``eps ** 0.75`` of the dtype.
     max_iterations
-        Steps tried for each chain on each grid, and as many again to finish it.
+        Steps tried for each curve, on all grids together. Usual curves take tens; what has spent all is measured where
+        it stands, and says so.
 
     Raises
     ------
@@ -55,7 +56,7 @@ class ChainSolver:
     max_segments: int = 512
     resolution: float = 5e-3
     tolerance: float | None = None
-    max_iterations: int = 200
+    max_iterations: int = 500
 
     def __post_init__(self) -> None:
         if self.segments < 2 or self.segments % 2 or self.max_segments < self.segments:
@@ -228,6 +229,7 @@ class _Race:
         self.length[entrants] = measured.length
         alive = self._worth_pursuing(entrants, rough.points)
         here = measured.resolved(self.solver.resolution) | ~measured.length.isfinite() | _at_rest(chains) | last
+        here |= self._spent(entrants)
         here, on = here & alive, ~here & alive
         points = rough.points.clone()
         points[here], final, on[here] = self._finish(entrants[here], rough.points[here], widths[here], last)
@@ -239,10 +241,14 @@ class _Race:
         self, M: Manifold, entrants: Tensor, chains: Tensor, widths: Tensor, goal: float = 0.0, exact: bool = False
     ) -> ChainSolution:
         goal = max(goal, self.solver.tolerance or torch.finfo(chains.dtype).eps ** 0.75)
-        steps = self.solver.max_iterations
-        found = solve_chain(M, chains, widths, tolerance=goal, max_iterations=steps, exact=exact)
+        most, spent = self.solver.max_iterations, self.iterations[entrants]
+        found = solve_chain(M, chains, widths, tolerance=goal, max_iterations=most, spent=spent, exact=exact)
         self.iterations[entrants] += found.iterations
         return found
+
+    def _spent(self, entrants: Tensor) -> Tensor:
+        """Which curves have made all steps that they may."""
+        return self.iterations[entrants] >= self.solver.max_iterations
 
     def _finish(self, entrants: Tensor, chains: Tensor, widths: Tensor, last: bool) -> tuple[Tensor, _Measured, Tensor]:
         """Solve to the end and measure; return the points, what was measured, and which need a finer grid after all.
@@ -258,7 +264,7 @@ class _Race:
         self.speed[entrants] = torch.where(still, 0.0, measured.speed)
         self.decrement[entrants] = torch.where(still, 0.0, found.decrement)
         self.stationary[entrants], self.resolved[entrants] = found.stationary | still, resolved
-        again = ~resolved & measured.length.isfinite() & (not last)
+        again = ~resolved & measured.length.isfinite() & ~self._spent(entrants) & (not last)
         for k in (~again).nonzero()[:, 0].tolist():
             self.why[int(entrants[k])] = "" if still[k] else found.why[k]
         arrived = entrants[~again]

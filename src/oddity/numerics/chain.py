@@ -10,6 +10,7 @@ References: Nocedal and Wright, "Numerical Optimization", 2006, sections 4.1 and
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple, Protocol
 
@@ -191,6 +192,7 @@ def solve_chain(
     *,
     tolerance: float | None = None,
     max_iterations: int = 200,
+    spent: Tensor | None = None,
     exact: bool = False,
 ) -> ChainSolution:
     """Minimise the energy of each chain: damped Gauss-Newton first, damped Newton to finish.
@@ -212,6 +214,8 @@ def solve_chain(
         Default ``eps ** 0.75`` of the dtype: 6e-6 in float32, 2e-12 in float64.
     max_iterations
         Steps tried for each chain, rejected ones included.
+    spent
+        ``(B,)``, how many of them each chain has spent before; a chain that has spent all is only looked at.
     exact
         Whether to begin with the exact Hessian, for a start that is nearly solved.
 
@@ -225,6 +229,7 @@ def solve_chain(
     c, h = start.clone(), start.new_full((B, n), 1 / n) if widths is None else widths
     energy, decrement = start.new_zeros(B), start.new_zeros(B)
     iterations = torch.zeros(B, dtype=torch.long, device=start.device)
+    left_over = max_iterations - (iterations if spent is None else spent)
     status = torch.full((B,), _RUNNING, device=start.device)
 
     _keep_freed_memory(start.device)
@@ -235,7 +240,7 @@ def solve_chain(
     model = problem.chain_model(x, h, exact=exact)
     energy = model.energy.clone()
     status[~_finite(model)] = _NOT_FINITE
-    for iteration in range(max_iterations + 1):
+    for iteration in itertools.count():
         going = status[live] == _RUNNING
         if not bool(going.all()):
             live, x, h, damping, newton = live[going], x[going], h[going], damping[going], newton[going]
@@ -248,11 +253,12 @@ def solve_chain(
         iterations[live] = iteration
         small = solved & (left <= tol * model.energy)
         status[live[damping > _MAX_DAMPING]] = _STUCK
+        status[live[iteration >= left_over[live]]] = _SPENT
         status[live[small]] = _STATIONARY
-        if iteration == max_iterations or bool(small.all()):
-            continue
+        if bool((status[live] != _RUNNING).all()):
+            break
         newton = newton | (solved & (promised <= max(_NEWTON_BELOW, tol) * model.energy))
-        moving = solved & ~small
+        moving = solved & (status[live] == _RUNNING)
         trial = x.clone()
         trial[:, 1:-1] += torch.where(moving[:, None, None], step, 0.0)
         trial_model = _evaluate(problem, trial, h, newton)
@@ -275,7 +281,7 @@ def _keep_freed_memory(device: torch.device) -> None:
         torch.empty((1 << 25) - (1 << 16), dtype=torch.uint8)
 
 
-_RUNNING, _STATIONARY, _NOT_FINITE, _STUCK = range(4)
+_RUNNING, _STATIONARY, _NOT_FINITE, _STUCK, _SPENT = range(5)
 _MAX_DAMPING = 1e12
 _NEWTON_BELOW = 1e-2  # share of the energy that a step promises, below which the exact Hessian takes over
 
@@ -357,7 +363,7 @@ def _finite(model: ChainModel) -> Tensor:
 def _sentences(status: Tensor, decrement: Tensor, max_iterations: int) -> list[str]:
     def sentence(code: int, left: float) -> str:
         return {
-            _RUNNING: f"still moving after {max_iterations} iterations: a step still promises {left:.1e} of the energy",
+            _SPENT: f"still moving after {max_iterations} iterations: a step still promises {left:.1e} of the energy",
             _STATIONARY: "",
             _NOT_FINITE: "the energy of the starting curve is not finite",
             _STUCK: f"no step lowers the energy although the model promises {left:.1e} of it",

@@ -293,6 +293,28 @@ def test_companions_do_not_matter_to_the_last_bit_at_the_size_of_images(road: bo
     assert torch.equal(alone.length, together.length[8])
 
 
+def test_a_line_that_leaves_the_chart_is_no_rival() -> None:
+    """On a cylinder over the plane less a disc, half a turn is pi long; the line between its ends has no length."""
+
+    def cylinder(z: Tensor) -> Tensor:
+        r = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+        return torch.cat([z / r, torch.where(r > 0.5, r.log(), torch.nan)], -1)
+
+    t = torch.linspace(0, torch.pi, 33, dtype=torch.float64)
+    start = (1 + t.sin())[:, None] * torch.stack([t.cos(), t.sin()], -1)
+    M = Pullback(cylinder)
+    assert not M.geodesic(start[0], start[-1]).converged
+    g = M.geodesic(start[0], start[-1], init=start).require()
+    assert float(g.length) == pytest.approx(torch.pi, rel=1e-5)
+
+
+def test_a_lost_dimension_is_named() -> None:
+    g = Pullback(lambda z: z.square().sum(-1, keepdim=True)).geodesic(
+        torch.tensor([-1.0, 0.0]), torch.tensor([0.0, 1.0])
+    )
+    assert g.why == "no step lowers the energy, and its matrix is singular: a direction costs nothing"
+
+
 def test_an_unresolved_curve_is_not_called_converged() -> None:
     M = Pullback(lambda z: torch.cat([z, 3 * torch.tanh(40 * (z[:, :1] - 0.5))], 1))
     a, b = torch.tensor([0.0, 0.0], dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)

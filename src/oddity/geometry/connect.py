@@ -315,9 +315,13 @@ class _Race:
         return self.stationary & self.resolved & ~longer, why
 
     def _longer(self, line: Tensor) -> Tensor:
-        """Whether a finished curve exceeds its straight line by more than its error and rounding; true for NaN."""
+        """Whether a finished curve exceeds its straight line by more than its error and rounding, or has no length.
+
+        A line that leaves the chart has no length itself, and no curve is longer.
+        """
+        line = line.nan_to_num(torch.inf, posinf=torch.inf)
         slack = self.error + 8 * torch.finfo(line.dtype).eps ** 0.5 * line
-        longer: Tensor = (self.segments > 0) & ~(self.length <= line + slack)
+        longer: Tensor = (self.segments > 0) & ~(self.length.isfinite() & (self.length <= line + slack))
         return longer
 
     def winners(self, converged: Tensor) -> Tensor:

@@ -362,6 +362,8 @@ def _finite(model: ChainModel) -> Tensor:
 
 def _sentences(status: Tensor, decrement: Tensor, max_iterations: int) -> list[str]:
     def sentence(code: int, left: float) -> str:
+        if code == _STUCK and left == math.inf:
+            return "no step lowers the energy, and its matrix is singular: a direction costs nothing"
         return {
             _SPENT: f"still moving after {max_iterations} iterations: a step still promises {left:.1e} of the energy",
             _STATIONARY: "",

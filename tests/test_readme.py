@@ -1,17 +1,15 @@
 """The README tells the truth: its Python runs as it stands."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
+from .pages import blocks, text
 
 
 @pytest.mark.slow
 def test_the_python_of_the_readme_runs() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    runnable = [block for block in blocks if not block.startswith((">>>", "#"))]  # "#": see test_adapters.py
+    runnable = [block for block in blocks("README.md") if not block.startswith((">>>", "#"))]  # "#": test_adapters.py
     assert len(runnable) >= 2
     names: dict[str, object] = {}
     for block in runnable:
@@ -26,10 +24,10 @@ def test_every_command_of_the_readme_exists() -> None:
     from oddity.app.cli import app
 
     known = set(get_command(app).commands)  # type: ignore[attr-defined]
-    used = set(re.findall(r"^oddity (\w+)", README.read_text(encoding="utf-8"), re.MULTILINE))
+    used = set(re.findall(r"^oddity (\w+)", text("README.md"), re.MULTILINE))
     assert used
     assert used <= known
 
 
 def test_no_figure_is_left_open() -> None:
-    assert not re.findall(r"@[A-Z]+@|TODO|TBD", README.read_text(encoding="utf-8"))
+    assert not re.findall(r"@[A-Z]+@|TODO|TBD", text("README.md"))

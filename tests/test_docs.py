@@ -7,14 +7,32 @@ import torch
 
 import oddity
 from oddity.geometry import connect, maps
+from oddity.geometry.families import FAMILIES
 from oddity.numerics import chain, ode
 from oddity.statistics import brownian
 
-from .pages import run, text
+from .pages import ROOT, run, text
 
 
 def test_the_page_of_failures_prints_what_it_says() -> None:
     run("docs/failures.md")
+
+
+def test_the_page_of_geometries_prints_what_it_says() -> None:
+    run("docs/choosing.md")
+
+
+def test_every_closed_family_is_on_the_page_of_geometries() -> None:
+    page = text("docs/choosing.md")
+    assert all(family.__name__ in page for family in FAMILIES)
+    assert "Seventeen families" in page
+    assert len(FAMILIES) == 17 + 1  # of torch.distributions, and one of ours
+
+
+def test_the_readme_leads_to_both_pages() -> None:
+    links = re.findall(r"\]\((docs/[^)#]*)\)", text("README.md"))
+    assert {"docs/choosing.md", "docs/failures.md"} <= set(links)
+    assert all((ROOT / link).exists() for link in links)
 
 
 def test_every_reason_of_the_engine_is_on_the_page_of_failures() -> None:

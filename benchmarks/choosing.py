@@ -1,7 +1,7 @@
 """What each geometry costs on one small decoder: ``python -m benchmarks.choosing``, the table of docs/choosing.md.
 
-Digits 0, 1, 2 of scikit-learn (537 images of 8 x 8), the VAE of the library's defaults, d = 2, D = 64; processor time of
-one thread.
+Digits 0, 1, 2 of scikit-learn (537 images of 8 x 8), the VAE of the library's defaults, d = 2, D = 64; processor time
+of one thread.
 """
 
 import time

@@ -179,6 +179,53 @@ def test_a_gaussian_decoder_is_a_normal_law() -> None:
     torch.testing.assert_close(oddity.fisher_metric(lambda z: Normal(model.mean(z), model.std(z))).metric(z), whole)
 
 
+def test_a_pair_is_read_as_the_expected_metric_reads_it() -> None:
+    model, z = decoder().double(), points(2, torch.float64)
+    expected = oddity.fisher_metric(model).metric(z)
+    forms = (
+        lambda z: [model.mean(z), model.std(z)],
+        lambda z: (model.mean(z)[:, None, :, None], model.std(z)[:, None, :, None]),
+    )
+    for form in forms:
+        torch.testing.assert_close(oddity.fisher_metric(form).metric(z), expected)
+    refused(lambda z: (z, -1 - z.square()), r"negative in places, hence no standard deviation; if it is a log-variance")
+    refused(lambda z: (z, z, z), "a tuple of Tensor, Tensor, Tensor")
+    refused(lambda z: (z, z.repeat(2, 1)), "which are no mean and standard deviation", torch.ones(3, 2))
+    refused(lambda z: {"loc": z, "scale": z}, "a dict with loc, scale; choose one")
+
+
+def test_conditions_by_keyword() -> None:
+    net, z = nn.Linear(5, 4).double().eval().requires_grad_(False), points(2, torch.float64)
+
+    def law(z: Tensor, label: Tensor, depth: float = 1.0) -> Distribution:
+        return Poisson(depth * torch.cat([z, label], 1).matmul(net.weight.mT).exp())
+
+    label = torch.tensor([[1.0, 0.0, 2.0]], dtype=torch.float64)
+    alone = oddity.fisher_metric(lambda z: law(z, label.expand(len(z), 3), 3.0))
+    torch.testing.assert_close(oddity.fisher_metric(law, label=label, depth=3.0).metric(z), alone.metric(z))
+    torch.testing.assert_close(
+        oddity.fisher_metric(oddity.EntropyBlend(law, z, label=label, depth=3.0)).metric(z),
+        oddity.fisher_metric(oddity.EntropyBlend(lambda z: law(z, label.expand(len(z), 3), 3.0), z)).metric(z),
+    )
+    model = decoder().double()
+    scaled = oddity.fisher_metric(lambda z, by: (by * model.mean(z), model.std(z)), by=2.0)
+    assert (scaled.metric(z) - oddity.fisher_metric(model).metric(z)).norm() > 0.1
+
+
+def test_what_is_behind_a_mean_and_a_deviation_is_refused() -> None:
+    class Parts:
+        def __init__(self) -> None:
+            self.mean, self.std = nn.Linear(2, 3).eval(), nn.Sequential(nn.Linear(2, 3), nn.Softplus()).eval()
+
+    parts = Parts()
+    M = oddity.fisher_metric(parts)
+    M.metric(torch.zeros(2))
+    parts.std[1].train()
+    for call in (lambda: M.metric(torch.zeros(2)), lambda: oddity.fisher_metric(parts)):
+        with pytest.raises(ValueError, match="Softplus, a part of Sequential, is in training mode"):
+            call()
+
+
 def test_the_deviation_of_an_image_may_come_flat() -> None:
     class Images:
         def mean(self, z: Tensor) -> Tensor:
@@ -206,8 +253,9 @@ def refused(law: Callable[[Tensor], object], message: str, z: Tensor | None = No
 
 
 def test_bad_decoders_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected a decoder z -> Distribution, got Tensor"):
-        oddity.fisher_metric(torch.zeros(2))  # type: ignore[arg-type]
+    for metric in (oddity.fisher_metric, oddity.expected_metric):
+        with pytest.raises(ValueError, match="Tensor is no decoder: give a module"):
+            metric(torch.zeros(2))  # type: ignore[operator]
     with pytest.raises(ValueError, match=r"training mode.*eval"):
         oddity.fisher_metric(likelihood("Poisson").train())
     refused(lambda z: z, r"returned Tensor; a likelihood is a torch.distributions.*Pullback")

@@ -1,12 +1,14 @@
 """Blends to the most uncertain law away from the codes, for every family."""
 
+import functools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from tests.geometry.likelihoods import CLOSED, likelihood
 from torch import Tensor, nn
-from torch.distributions import Distribution, Gamma, Independent, Normal
+from torch.distributions import Distribution, Gamma, Independent, Normal, Poisson
 
 import oddity
 
@@ -98,10 +100,41 @@ def test_follows_the_mode_dtype_and_kind_of_its_decoder() -> None:
     assert not oddity.EntropyBlend(model, CODES.float()).training
     assert oddity.EntropyBlend(likelihood("Poisson").train(), CODES.float()).training
     assert oddity.EntropyBlend(model, CODES.float()).double()(FAR).mean.dtype == torch.float64
-    pair = oddity.EntropyBlend(lambda z: (z, torch.ones_like(z)), CODES, ceiling={"scale": 3.0})  # type: ignore[arg-type, return-value]
+    pair = oddity.EntropyBlend(lambda z: (z, torch.ones_like(z)), CODES, ceiling={"scale": 3.0})
     assert isinstance(pair(FAR), Normal)
     torch.testing.assert_close(pair(FAR).stddev, torch.full_like(FAR, 3.0))
     torch.testing.assert_close(pair(FAR).mean, FAR)
+
+
+class Hidden(nn.Module):
+    """A network that a blend is given through a function only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 4), nn.Dropout(), nn.Linear(4, 3)).double()
+
+    def law(self, z: Tensor, bias: float = 0.0) -> Distribution:
+        return Poisson((self.net(z) + bias).exp())
+
+
+@pytest.mark.parametrize("way", [lambda net: net.law, lambda net: functools.partial(net.law, bias=1.0)])
+def test_a_network_behind_a_function_is_seen(way: Callable[[Hidden], Callable[[Tensor], Distribution]]) -> None:
+    net = Hidden().eval()
+    blend = oddity.EntropyBlend(way(net), CODES)
+    assert set(net.parameters()) <= set(blend.parameters())
+    M = oddity.fisher_metric(blend)
+    assert M.metric(CODES).isfinite().all()
+    with pytest.raises(ValueError, match=r"the points are torch.float32 but the weights of .* are torch.float64"):
+        M.metric(CODES.float())
+    net.net[1].train()
+    for call in (lambda: M.metric(CODES), lambda: oddity.fisher_metric(blend)):
+        with pytest.raises(ValueError, match=r"Dropout, a part of EntropyBlend, is in training mode.*call \.eval\(\)"):
+            call()
+    assert oddity.EntropyBlend(way(net.train()), CODES).training
+    elsewhere = oddity.fisher_metric(oddity.EntropyBlend(way(net.eval()), CODES))
+    net.to("meta")
+    with pytest.raises(ValueError, match=r"the points are on cpu but the weights of .* are on meta"):
+        elsewhere.metric(CODES)
 
 
 def test_bad_settings_are_refused() -> None:
@@ -113,4 +146,4 @@ def test_bad_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="finite codes"):
         oddity.EntropyBlend(model, CODES / 0)
     with pytest.raises(ValueError, match="returned Tensor"):
-        oddity.EntropyBlend(lambda z: z, CODES)  # type: ignore[arg-type, return-value]
+        oddity.EntropyBlend(lambda z: z, CODES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -21,10 +21,10 @@ from oddity.numerics.networks import plain
 
 __all__ = ["FisherMetric", "fisher_metric"]
 
-Decoder = Callable[[Tensor], Any] | StochasticDecoder
+Decoder = Callable[..., Any] | StochasticDecoder
 
 
-def fisher_metric(decoder: Decoder) -> Manifold:
+def fisher_metric(decoder: Decoder, **given: Any) -> Manifold:
     """Fisher-Rao metric of a decoder's likelihood: how fast p(x | z) changes as z moves.
 
     G(z) = E[s s'] with s = d log p(x | z) / dz, the second-order expansion of the divergence:
@@ -35,6 +35,9 @@ def fisher_metric(decoder: Decoder) -> Manifold:
     decoder
         z ``(N, d) ->`` a ``torch.distributions.Distribution`` whose batch, or batch and event, begins with N; in
         ``Independent`` or not. Or ``(mean, std)`` of a Normal law, or an object with ``mean(z)`` and ``std(z)``.
+    **given
+        What a conditional decoder takes beside z: label, batch, library size. A tensor of one row is repeated for
+        every point.
 
     Returns
     -------
@@ -48,8 +51,9 @@ def fisher_metric(decoder: Decoder) -> Manifold:
     Raises
     ------
     ValueError
-        At the first points: if the decoder gives no distribution, or one with invalid parameters, a dispersion that
-        varies with z, or a family without a twice differentiable KL divergence; if it is in training mode.
+        At once if the decoder cannot be called, is in training mode, quantised, or a whole autoencoder. At the first
+        points if it gives no distribution, or one with invalid parameters, a dispersion that varies with z, or a family
+        without a twice differentiable KL divergence.
 
     Notes
     -----
@@ -66,15 +70,18 @@ def fisher_metric(decoder: Decoder) -> Manifold:
     [[0.25]]
     >>> round(float(coin.dist(torch.tensor([-20.0]), torch.tensor([20.0]))), 2)
     3.14
+    >>> fisher_metric(lambda z, bias: Bernoulli(logits=z + bias), bias=torch.ones(1, 1)).metric(-torch.ones(1)).tolist()
+    [[0.25]]
     """
-    return FisherMetric(decoder)
+    return FisherMetric(decoder, given)
 
 
 class FisherMetric(Manifold):
     """What :func:`fisher_metric` returns: a pullback whose space is known once the decoder has shown its family."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        self._likelihood = Likelihood(decoder)
+    def __init__(self, decoder: Decoder, given: Mapping[str, Any]) -> None:
+        self._likelihood = Likelihood(decoder, given)
+        self._likelihood.refuse()
         self._parameters = Differential(self._likelihood.of(_parameters))
         self._found: Manifold | None = None
 
@@ -122,6 +129,7 @@ class FisherMetric(Manifold):
     def admit(self, z: Tensor, name: str = "z") -> None:
         """Refuse points that the decoder cannot map to a proper law, and a decoder in training mode."""
         super().admit(z, name)
+        self._likelihood.refuse()
         self._parameters.check(z)
         self.at(z).admit(z, name)
         with torch.no_grad():

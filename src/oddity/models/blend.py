@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,8 @@ class EntropyBlend(nn.Module):
         probabilities and exponential rates a tenth of the smallest.
     seed
         For k-means.
+    **given
+        What a conditional decoder takes beside z, as for :func:`~oddity.fisher_metric`.
 
     Raises
     ------
@@ -104,13 +107,14 @@ class EntropyBlend(nn.Module):
 
     def __init__(
         self,
-        decoder: nn.Module | Callable[[Tensor], Distribution],
+        decoder: Any,
         codes: Tensor,
         *,
         n_centres: int = 64,
         reach: float = 3.0,
         ceiling: Mapping[str, float] | None = None,
         seed: int = 0,
+        **given: Any,
     ) -> None:
         super().__init__()
         if reach <= 0:
@@ -120,8 +124,11 @@ class EntropyBlend(nn.Module):
         self.register_buffer("centres", centres)
         self.register_buffer("radius", radius if float(radius) > 0 else torch.ones_like(radius))
         self.decoder = decoder
-        self.training = isinstance(decoder, nn.Module) and decoder.training  # train() would change the decoder's parts
-        self._likelihood = Likelihood(decoder)
+        self._likelihood = Likelihood(decoder, given)
+        networks = self._likelihood.modules
+        self.behind = nn.ModuleList(x for x in networks if x is not decoder)  # of a method or a partial function
+        # set, since train() would change the decoder's parts
+        self.training = self.behind.training = any(network.training for network in networks)
         with torch.no_grad():
             law = plain(self._likelihood(centres))
         self.ceiling = _ceiling(law) if ceiling is None else dict(ceiling)

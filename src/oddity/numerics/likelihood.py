@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, constraints
 
-from oddity.numerics.networks import has_parts, plain
+from oddity.numerics.networks import (
+    has_parts,
+    module_behind,
+    name_of,
+    outputs_of,
+    parts_of,
+    plain,
+    refuse,
+    standing_for,
+)
 
 __all__ = ["Likelihood", "parameters", "refuse_invalid", "rows"]
 
@@ -23,11 +32,15 @@ class Likelihood:
     decoder
         z ``(N, d) ->`` a distribution, or ``(mean, std)`` of a Normal one; or an object with ``mean(z)`` and
         ``std(z)``.
+    given
+        What the decoder takes beside z, by name: see :func:`~oddity.numerics.networks.bound`.
 
     Attributes
     ----------
     name : str
         A short name of the decoder for messages.
+    modules : list of Module
+        The networks behind it, as far as they can be seen.
 
     Raises
     ------
@@ -42,12 +55,23 @@ class Likelihood:
     Normal(loc: torch.Size([3, 2]), scale: torch.Size([3, 2]))
     """
 
-    def __init__(self, decoder: Any) -> None:
-        self._gaussian = has_parts(decoder)
-        if isinstance(decoder, Tensor) or not (self._gaussian or callable(decoder)):
-            raise ValueError(f"expected a decoder z -> Distribution, got {type(decoder).__name__}")
-        self.decoder = decoder
-        self.name = str(getattr(decoder, "__qualname__", type(decoder).__name__))
+    def __init__(self, decoder: Any, given: Mapping[str, Any] | None = None) -> None:
+        if has_parts(decoder):
+            (mean, _), (std, _) = parts_of(decoder, given or {})
+            self._read: Callable[[Tensor], Any] = lambda z: (rows(mean(z)), rows(std(z)))
+            behind = [mean, std]
+        else:
+            outputs, _ = outputs_of(decoder, given or {})
+            self._read, behind = outputs.read, [outputs]
+        self.name = name_of(decoder)
+        whole = [decoder] if isinstance(decoder, nn.Module) else [module_behind(f) for f in behind]
+        self.modules = list(dict.fromkeys(module for module in whole if module is not None))
+        self._seen = self.modules[0] if self.modules else decoder
+
+    def refuse(self) -> None:
+        """Refuse networks in training mode or of integers, as :func:`~oddity.numerics.networks.refuse` does."""
+        for module in self.modules:
+            refuse(module)
 
     def __call__(self, z: Tensor) -> Distribution:
         """The law at points ``(N, d)``; invalid parameters pass, see :func:`refuse_invalid`."""
@@ -63,17 +87,16 @@ class Likelihood:
         return law
 
     def _law(self, z: Tensor) -> Distribution:
-        if self._gaussian:
-            return Normal(rows(self.decoder.mean(z)), rows(self.decoder.std(z)))
-        out = self.decoder(z)
-        if isinstance(out, tuple) and len(out) == 2 and all(isinstance(part, Tensor) for part in out):
-            return Normal(*out)
-        if not isinstance(out, Distribution):
+        out = self._read(z)
+        if isinstance(out, Distribution):
+            return out
+        mean, std = out
+        if std is None:
             raise ValueError(
-                f"{self.name} returned {type(out).__name__}; a likelihood is a torch.distributions Distribution, "
+                f"{self.name} returned {type(mean).__name__}; a likelihood is a torch.distributions Distribution, "
                 "e.g. Bernoulli(logits=net(z)). For a mean alone use Pullback(decoder)"
             )
-        return out
+        return Normal(mean, std)
 
     def of(self, function: Callable[[Any], Tensor]) -> Callable[[Tensor], Tensor]:
         """A function of the law as a function of z, ``(N, d) -> (N, D)``, named after the decoder and belonging to it.
@@ -85,8 +108,8 @@ class Likelihood:
             return rows(function(plain(self(z))))
 
         of_point.__qualname__ = self.name
-        of_point.__wrapped__ = self.decoder  # type: ignore[attr-defined]
-        return of_point
+        found: Callable[[Tensor], Tensor] = standing_for(self._seen, of_point)
+        return found
 
 
 def rows(x: Tensor) -> Tensor:

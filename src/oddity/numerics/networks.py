@@ -123,7 +123,7 @@ def bound(f: Any, given: Mapping[str, Any]) -> Any:
 
 
 class Outputs:
-    """A decoder's output read as a mean and a standard deviation, flattened.
+    """A decoder's output, read: as a mean and a standard deviation, flattened, or as a law (:meth:`read`).
 
     Parameters
     ----------
@@ -167,15 +167,18 @@ class Outputs:
             raise ValueError(f"{name_of(self)} gives correlated noise; a standard deviation for each output is needed")
         return std
 
-    def _read(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+    def read(self, z: Tensor) -> Distribution | tuple[Tensor, Tensor | None]:
+        """What the decoder says of points ``(N, d)``: a law, a mean with its standard deviation, or a mean alone."""
         output = self.__wrapped__(z)
         if isinstance(output, Mapping):
             output = self._only_tensor(output)
-        if isinstance(output, Distribution):
-            return self._normal(output)
         if isinstance(output, tuple | list):
             return self._pair(output)
-        return output, None
+        return output if isinstance(output, Distribution) else (output, None)
+
+    def _read(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        output = self.read(z)
+        return self._normal(output) if isinstance(output, Distribution) else output
 
     def _only_tensor(self, output: Mapping[str, Any]) -> Tensor:
         found = [value for value in output.values() if isinstance(value, Tensor)]
@@ -231,8 +234,8 @@ def plain(law: Distribution) -> Distribution:
 
 
 def has_parts(decoder: Any) -> bool:
-    """Whether the decoder is an object with ``mean(z)`` and ``std(z)``."""
-    return all(callable(getattr(decoder, part, None)) for part in ("mean", "std"))
+    """Whether the decoder is an object with ``mean(z)`` and ``std(z)``; a tensor has those too, of another kind."""
+    return not isinstance(decoder, Tensor) and all(callable(getattr(decoder, part, None)) for part in ("mean", "std"))
 
 
 def parts_of(decoder: Any, given: Mapping[str, Any]) -> tuple[Part, Part]:

@@ -1,8 +1,10 @@
 """Ensembles: the mean metric of the members, and the energy that draws members anew."""
 
+import weakref
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import oddity
 
@@ -63,3 +65,32 @@ def test_bad_ensembles_are_refused() -> None:
         oddity.independent_members_energy([MEMBERS[0], mlp(2, 5).double()], Z)
     with pytest.raises(ValueError, match="a curve has shape"):
         oddity.independent_members_energy(MEMBERS, Z[0])
+
+
+def test_the_frames_of_one_member_at_a_time_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five members take no more memory than one: the numbers of all frames that live at once."""
+    alive, most = 0, 0
+
+    class Watched(oddity.Pullback):
+        def frame(self, z: Tensor) -> Tensor:
+            nonlocal alive, most
+            J = super().frame(z)
+            alive += J.numel()
+            most = max(most, alive)
+            weakref.finalize(J, gone, J.numel())
+            return J
+
+    def gone(count: int) -> None:
+        nonlocal alive
+        alive -= count
+
+    monkeypatch.setattr("oddity.geometry.pullback._NUMBERS_IN_MEMORY", 8 * 2 * 30)  # eight points
+    maps = [torch.randn(2, 30, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(5)]
+    z = torch.randn(50, 2, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    M = oddity.ensemble_metric([Watched(lambda z, W=W: (z @ W).sin()) for W in maps])
+    G = M.metric(z)
+    torch.testing.assert_close(G, M.frame(z).mT @ M.frame(z))
+    alive = most = 0
+    for method in (M.metric, M.log_volume, lambda z: M.acceleration(z, z)):
+        method(z)
+    assert 0 < most <= 8 * 2 * 30

@@ -136,8 +136,8 @@ class FisherMetric(Manifold):
             for part in z.detach().reshape(-1, z.shape[-1]).split(_POINTS_AT_A_TIME):
                 refuse_invalid(plain(self._likelihood(part)), self._likelihood.name)
 
-    def _frames_in_memory(self, d: int) -> int:
-        return super()._frames_in_memory(d) if self._found is None else self._found._frames_in_memory(d)
+    def _gram(self, z: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.at(z)._gram(z, dtype)
 
     def push(self, z: Tensor, v: Tensor) -> Tensor:
         """Push of the pullback."""

@@ -204,7 +204,8 @@ class Manifold(abc.ABC):
             If z is not a finite floating-point tensor of the chart's dimension. This holds for every derived method.
         """
         self.admit(z)
-        return self._over_points(z, lambda A: A.mT @ A, (z.shape[-1], z.shape[-1]))
+        d = z.shape[-1]
+        return self._gram(z.reshape(-1, d), z.dtype).reshape(*z.shape, d)
 
     @final
     def inner(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
@@ -225,13 +226,8 @@ class Manifold(abc.ABC):
         Summed in float64, since det G squares the condition number of the frame.
         """
         self.admit(z)
-
-        def half_log_det(A: Tensor) -> Tensor:
-            A = A.double()
-            log_det: Tensor = torch.linalg.slogdet(A.mT @ A).logabsdet
-            return 0.5 * log_det
-
-        return self._over_points(z, half_log_det, ()).to(z.dtype)
+        log_det: Tensor = torch.linalg.slogdet(self._gram(z.reshape(-1, z.shape[-1]), torch.float64)).logabsdet
+        return 0.5 * log_det.to(z.dtype).reshape(z.shape[:-1])
 
     @final
     def sample_tangent(self, z: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -542,8 +538,8 @@ class Manifold(abc.ABC):
 
     def _sharp(self, z: Tensor, covector: Tensor) -> Tensor:
         """Vector G(z)^-1 p of a covector p: ``(*, d), (*, d) -> (*, d)``, NaN where the metric is singular."""
-        d = z.shape[-1]
-        L, info = torch.linalg.cholesky_ex(self._over_points(z, lambda A: A.mT @ A, (d, d)))
+        gram = self._gram(z.reshape(-1, z.shape[-1]), z.dtype)
+        L, info = torch.linalg.cholesky_ex(gram.reshape(*z.shape, z.shape[-1]))
         v = torch.cholesky_solve(covector[..., None], L)[..., 0]
         return torch.where((info > 0)[..., None], torch.nan, v)
 
@@ -554,11 +550,14 @@ class Manifold(abc.ABC):
         value = torch.cat([f(*part) for part in zip(*rows, strict=True)])
         return value.reshape((*shape[:-1], *value.shape[1:]))
 
-    def _over_points(self, z: Tensor, of_frame: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tensor:
-        """Apply a function to the frames of all points, so many at a time that memory stays bounded."""
-        rows = z.reshape(-1, z.shape[-1])
-        parts = [of_frame(self.frame(part)) for part in rows.split(self._frames_in_memory(z.shape[-1]))]
-        return (torch.cat(parts) if parts else z.new_zeros(0, *shape)).reshape((*z.shape[:-1], *shape))
+    def _gram(self, z: Tensor, dtype: torch.dtype) -> Tensor:
+        """Metric tensors A'A, summed in a dtype, of so many points at a time that memory stays bounded: ``(N, d)``."""
+
+        def of_part(part: Tensor) -> Tensor:
+            A = self.frame(part).to(dtype)
+            return A.mT @ A
+
+        return torch.cat([of_part(part) for part in z.split(self._frames_in_memory(z.shape[-1]))])
 
 
 def _root(squares: Tensor) -> Tensor:
@@ -625,8 +624,10 @@ class Sum(Manifold):
         covectors, orders = zip(*(part._momentum(c, widths) for part in self.parts), strict=True)
         return torch.stack(covectors).sum(0), min(orders)
 
-    def _frames_in_memory(self, d: int) -> int:
-        return min(part._frames_in_memory(d) for part in self.parts)
+    def _gram(self, z: Tensor, dtype: torch.dtype) -> Tensor:
+        """Add the parts' metric tensors, so that the frames of one part at a time are in memory."""
+        first, *rest = (part._gram(z, dtype) for part in self.parts)
+        return sum(rest, first)
 
     def force(self, z: Tensor, v: Tensor) -> Tensor:
         """Add the parts' forces."""
@@ -720,8 +721,8 @@ class Scaled(Manifold):
         covector, order = self.base._momentum(c, widths)
         return self.factor * covector, order
 
-    def _frames_in_memory(self, d: int) -> int:
-        return self.base._frames_in_memory(d)
+    def _gram(self, z: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.factor * self.base._gram(z, dtype)
 
     def force(self, z: Tensor, v: Tensor) -> Tensor:
         """Scale the force by c."""

@@ -312,7 +312,7 @@ def test_a_lost_dimension_is_named() -> None:
     g = Pullback(lambda z: z.square().sum(-1, keepdim=True)).geodesic(
         torch.tensor([-1.0, 0.0]), torch.tensor([0.0, 1.0])
     )
-    assert g.why == "no step lowers the energy, and its matrix is singular: a direction costs nothing"
+    assert g.why == "no step lowers the energy, and the matrix of the energy is singular: a direction costs nothing"
 
 
 def test_an_unresolved_curve_is_not_called_converged() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from oddity.numerics import chain
 from oddity.numerics.autodiff import Differential
 from oddity.numerics.chain import ChainModel, interpolate_chain, model_from_expansion, node_slopes, solve_chain
 
@@ -149,3 +150,10 @@ def test_tolerance_follows_the_dtype() -> None:
     assert double.decrement.max() < 1e-11
     assert single.points.dtype == torch.float32
     assert math.isclose(float(single.energy.sum()), float(double.energy.sum()), rel_tol=1e-4)
+
+
+def test_a_promise_that_is_no_number_is_not_quoted() -> None:
+    for left in (torch.inf, torch.nan):
+        found = chain._sentences(torch.tensor([chain._RUNNING, chain._STUCK]), torch.full((2,), left), 200)
+        assert found[0].startswith("still moving after 200 iterations, and the matrix of the energy is singular")
+        assert found[1].startswith("no step lowers the energy, and the matrix of the energy is singular")

@@ -283,6 +283,7 @@ def _keep_freed_memory(device: torch.device) -> None:
 
 _RUNNING, _STATIONARY, _NOT_FINITE, _STUCK, _SPENT = range(5)
 _MAX_DAMPING = 1e12
+_NO_STEP = "no step lowers the energy"
 _NEWTON_BELOW = 1e-2  # share of the energy that a step promises, below which the exact Hessian takes over
 
 
@@ -362,13 +363,14 @@ def _finite(model: ChainModel) -> Tensor:
 
 def _sentences(status: Tensor, decrement: Tensor, max_iterations: int) -> list[str]:
     def sentence(code: int, left: float) -> str:
-        if code == _STUCK and left == math.inf:
-            return "no step lowers the energy, and its matrix is singular: a direction costs nothing"
+        if code in (_STUCK, _SPENT) and not math.isfinite(left):
+            so_far = f"still moving after {max_iterations} iterations" if code == _SPENT else _NO_STEP
+            return f"{so_far}, and the matrix of the energy is singular: a direction costs nothing"
         return {
             _SPENT: f"still moving after {max_iterations} iterations: a step still promises {left:.1e} of the energy",
             _STATIONARY: "",
             _NOT_FINITE: "the energy of the starting curve is not finite",
-            _STUCK: f"no step lowers the energy although the model promises {left:.1e} of it",
+            _STUCK: f"{_NO_STEP} although the model promises {left:.1e} of it",
         }[code]
 
     return [sentence(code, left) for code, left in zip(status.tolist(), decrement.tolist(), strict=True)]

@@ -281,7 +281,7 @@ def _keep_freed_memory(device: torch.device) -> None:
         torch.empty((1 << 25) - (1 << 16), dtype=torch.uint8)
 
 
-_RUNNING, _STATIONARY, _NOT_FINITE, _STUCK, _SPENT = range(5)
+_SPENT, _STATIONARY, _NOT_FINITE, _STUCK, _RUNNING = range(5)
 _MAX_DAMPING = 1e12
 _NO_STEP = "no step lowers the energy"
 _NEWTON_BELOW = 1e-2  # share of the energy that a step promises, below which the exact Hessian takes over

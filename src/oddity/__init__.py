@@ -45,6 +45,10 @@ if TYPE_CHECKING:  # what type checkers and editors see; at run time the same na
     from oddity.geometry.uncertainty import metric_variance as metric_variance
     from oddity.geometry.uncertainty import squared_speed_variance as squared_speed_variance
     from oddity.models.blend import EntropyBlend as EntropyBlend
+    from oddity.models.ensemble import Ensemble as Ensemble
+    from oddity.models.ensemble import fit_ensemble as fit_ensemble
+    from oddity.models.ensemble import load_ensemble as load_ensemble
+    from oddity.models.ensemble import save_ensemble as save_ensemble
     from oddity.models.rbf import RBFPrecision as RBFPrecision
     from oddity.models.storage import SavedModel as SavedModel
     from oddity.models.storage import load_model as load_model
@@ -96,6 +100,7 @@ _HOME = {
             "squared_speed_variance",
         ],
         "oddity.models.blend": ["EntropyBlend"],
+        "oddity.models.ensemble": ["Ensemble", "fit_ensemble", "load_ensemble", "save_ensemble"],
         "oddity.models.rbf": ["RBFPrecision"],
         "oddity.models.storage": ["SavedModel", "load_model", "save_model"],
         "oddity.models.training": ["fit_sigma_network", "fit_vae"],

@@ -26,8 +26,9 @@ def ensemble_metric(decoders: Sequence[Member]) -> Manifold:
     Parameters
     ----------
     decoders
-        S >= 1 members, trained with one encoder: a map z -> x, which counts by its ``Pullback``; an object with
-        ``mean(z)`` and ``std(z)``, by its expected metric; or a manifold, for example ``fisher_metric(member)``.
+        S >= 1 members, trained with one encoder, as :func:`~oddity.fit_ensemble` does: a map z -> x, which counts by
+        its ``Pullback``; an object with ``mean(z)`` and ``std(z)``, by its expected metric; or a manifold, for example
+        ``fisher_metric(member)``.
 
     Returns
     -------

@@ -4,14 +4,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from oddity._version import __version__
 from oddity.models.vae import VAE, Architecture
@@ -20,6 +20,8 @@ from oddity.models.vae import VAE, Architecture
 FORMAT = 1
 
 MODEL_FILE = "model.json"
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
     """
     folder = Path(path)
     about, tensors = read_folder(folder, MODEL_FILE, remedy="save the model again")
-    vae = _rebuild(folder, about, tensors.get("weights", {}))
+    vae = rebuilt(folder, about, tensors.get("weights", {}), Architecture.build)
     codes, info = tensors.get("codes", {}), about.get("info", {})
     if not isinstance(info, dict):
         raise ValueError(f"{str(folder / MODEL_FILE)!r} is damaged (its info is no object): save the model again")
@@ -180,6 +182,24 @@ def read_folder(folder: Path, name: str, remedy: str) -> tuple[dict[str, Any], d
     return about, read
 
 
+def rebuilt(
+    folder: Path, about: Mapping[str, Any], weights: Mapping[str, Tensor], build: Callable[[Architecture], _Module]
+) -> _Module:
+    """Build what a description holds the architecture of, give it its weights, and freeze it in evaluation mode."""
+    try:
+        fields = dict(about["architecture"])
+        for key in ("hidden", "scale_hidden"):
+            fields[key] = tuple(fields[key])
+        module = build(Architecture(**fields))
+        module.load_state_dict(weights, assign=True)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(
+            f"the weights in {str(folder)!r} do not fit the architecture beside them ({reason}): save the model again"
+        ) from error
+    return module.eval().requires_grad_(False)
+
+
 def check_replaceable(folder: Path, name: str) -> None:
     """Raise ValueError unless the folder is absent, empty, or one that :func:`write_folder` wrote."""
     if not folder.exists():
@@ -207,22 +227,6 @@ def _codes(vae: VAE, codes: Tensor | None, labels: Tensor | None) -> dict[str, T
             )
         found["labels"] = labels
     return found
-
-
-def _rebuild(folder: Path, about: Mapping[str, Any], weights: Mapping[str, Tensor]) -> VAE:
-    try:
-        fields = dict(about["architecture"])
-        for key in ("hidden", "scale_hidden"):
-            fields[key] = tuple(fields[key])
-        vae = Architecture(**fields).build()
-        vae.load_state_dict(weights, assign=True)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ValueError(
-            f"the weights in {str(folder)!r} do not fit the architecture in {MODEL_FILE} ({reason}): "
-            "save the model again"
-        ) from error
-    return vae.eval().requires_grad_(False)
 
 
 def _fill(folder: Path, name: str, about: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:

@@ -41,7 +41,7 @@ from oddity.models.vae import (
 Progress = Callable[[str, int, int, float], None]
 
 _CHECKPOINT = "checkpoint.json"
-_MEAN, _DRAWS, _SIGMA = 1, 3, 4  # stages, as they enter the seeds
+_MEAN, _DRAWS, _SIGMA, _MEMBER = 1, 3, 4, 5  # stages, as they enter the seeds
 _BLOCK = 1 << 22  # numbers in one block of residuals: 16 MB in float32
 
 
@@ -235,24 +235,18 @@ def fit_sigma_network(
     True
     """
     rows = _as_rows(X, precision)
-    if rows.shape[1] != vae.data_dim:
-        raise ValueError(f"X has {rows.shape[1]} columns, the model {vae.data_dim}: pass the data it was fitted on")
+    _check_data(vae, rows, precision)
     schedule = _Schedule(epochs, batch_size, lr, weight_decay, seed)
     schedule.check()
     layers = tuple(vae.encoder.hidden[::-1] if hidden is None else hidden)
     _check_layers(layers)
     if not 0 < min_std < math.inf:
         raise ValueError(f"min_std={min_std}: it must be positive and finite")
-    if next(vae.parameters()).dtype != rows.dtype:
-        raise ValueError(
-            f"the model is {next(vae.parameters()).dtype}, precision={precision!r} means {rows.dtype}: "
-            "pass the precision that the model was fitted with"
-        )
     run = _Run(_launch(accelerator, devices, strategy, precision, len(rows)), rows, progress)
     plan = Architecture(vae.data_dim, vae.latent_dim, scale="network", scale_hidden=layers, min_std=min_std)
     scale = plan.build(seed).decoder.scale
     trained = _with_scale(vae, scale)
-    descent = _Descent(run, schedule, _SIGMA, trained, scale.parameters())
+    descent = _Descent(run, schedule, _SIGMA, _Loss(trained), scale.parameters())
     for epoch in range(epochs):
         value = descent.epoch(epoch, kl_weight=1.0)
         run.report("sigma", epoch + 1, epochs, value)
@@ -311,11 +305,8 @@ class _Settings(_Schedule):
         super().check()
         self._at_least_one("latent_dim", "variance_epochs", "n_centres", "n_draws")
         self._positive("a", "zeta", "min_std", *(() if self.constant_std is None else ("constant_std",)))
-        if not self.hidden:
-            raise ValueError(f"hidden={self.hidden}: name at least one layer, each of at least one unit")
-        _check_layers(self.hidden)
-        if self.output not in ("identity", "sigmoid", "tanh"):
-            raise ValueError(f"output={self.output!r}: choose 'auto', 'identity', 'sigmoid' or 'tanh'")
+        _check_layers(self.hidden, least=1)
+        _check_output(self.output)
 
     def suit(self, rows: Tensor) -> None:
         """Check the settings against the data."""
@@ -422,21 +413,21 @@ class _Loss(nn.Module):
 
     def __init__(self, vae: VAE) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae, self.latent_dim = vae, vae.latent_dim
 
     def forward(self, x: Tensor, noise: Tensor, kl_weight: float) -> Tensor:
         return -evidence_bound(self.vae, x, noise, kl_weight).mean()
 
 
 class _Descent:
-    """Adam on the bound of a model, over some of its parameters."""
+    """Adam on a negative mean bound, a module with a ``latent_dim``, over some of its parameters."""
 
     def __init__(
-        self, run: _Run, schedule: _Schedule, stage: int, vae: VAE, parameters: Iterable[nn.Parameter]
+        self, run: _Run, schedule: _Schedule, stage: int, loss: nn.Module, parameters: Iterable[nn.Parameter]
     ) -> None:
         self._run, self._schedule, self._stage = run, schedule, stage
         self.adam = torch.optim.Adam(parameters, schedule.lr, weight_decay=schedule.weight_decay)
-        self._loss, self._optimizer = run.fabric.setup(_Loss(vae), self.adam)
+        self._loss, self._optimizer = run.fabric.setup(loss, self.adam)
 
     def restore(self, state: _State) -> None:
         """Take over the moments of an earlier run."""
@@ -467,7 +458,7 @@ class _Descent:
         share = order[rank::world][: n // world]
         noise = torch.randn(
             len(share),
-            self._loss.vae.latent_dim,
+            self._loss.latent_dim,
             generator=_generator(schedule.seed, self._stage, epoch, 1 + rank),
         )
         for first in range(0, len(share), schedule.batch_size):
@@ -493,7 +484,7 @@ def _fit_mean(run: _Run, settings: _Settings, keeper: _Keeper, vae: VAE, state: 
     assert isinstance(scale, ConstantScale)
     if settings.constant_std is not None:
         scale.fix(settings.constant_std)
-    descent = _Descent(run, settings, _MEAN, vae, (p for p in vae.parameters() if p.requires_grad))
+    descent = _Descent(run, settings, _MEAN, _Loss(vae), (p for p in vae.parameters() if p.requires_grad))
     if state is not None:
         descent.restore(state)
     for epoch in range(state.epoch if state else 0, epochs):
@@ -573,34 +564,51 @@ def _quiet() -> Iterator[None]:
 
 def _generator(*position: int) -> torch.Generator:
     """Return a generator of its own for each position in the training."""
+    return torch.Generator().manual_seed(_seed(*position))
+
+
+def _seed(*position: int) -> int:
+    """Return a seed of its own for each position in the training."""
     words = np.random.SeedSequence(position).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(words[0]) >> 1)  # manual_seed takes 63 bits
+    return int(words[0]) >> 1  # manual_seed takes 63 bits
 
 
-def _as_rows(X: Tensor | npt.ArrayLike, precision: Any) -> Tensor:
+def _as_rows(X: Tensor | npt.ArrayLike, precision: Any, name: str = "X") -> Tensor:
     """Return X as a CPU tensor (n, D) of floats, or say what is wrong with it."""
     double = str(precision) in ("64", "64-true")
     if isinstance(X, Tensor):
         X = X.detach().cpu().numpy()
     if np.iscomplexobj(X):
-        raise ValueError("X is complex: pass real numbers")
+        raise ValueError(f"{name} is complex: pass real numbers")
     try:
         with np.errstate(over="ignore"):  # what overflows float32 is reported below, as not finite
             rows = torch.from_numpy(np.require(X, np.float64 if double else np.float32, ["C", "W"]))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"X cannot be read as rows of numbers ({error}): pass an array (n, D)") from error
+        raise ValueError(f"{name} cannot be read as rows of numbers ({error}): pass an array (n, D)") from error
     if rows.ndim != 2:
-        raise ValueError(f"X has shape {tuple(rows.shape)}: pass rows (n, D), images flattened")
+        raise ValueError(f"{name} has shape {tuple(rows.shape)}: pass rows (n, D), images flattened")
     if len(rows) < 2 or rows.shape[1] < 1:
-        raise ValueError(f"X has shape {tuple(rows.shape)}: at least two rows and one column are needed")
+        raise ValueError(f"{name} has shape {tuple(rows.shape)}: at least two rows and one column are needed")
     bad = (~rows.isfinite()).nonzero()
     if len(bad):
         i, j = bad[0].tolist()
         raise ValueError(
-            f"X[{i}, {j}] is {rows[i, j].item()}, the first of {len(bad)} values that are not finite: "
+            f"{name}[{i}, {j}] is {rows[i, j].item()}, the first of {len(bad)} values that are not finite: "
             "remove or fill them first"
         )
     return rows
+
+
+def _check_data(vae: VAE, rows: Tensor, precision: Any) -> None:
+    """Check that rows can be those that a model was fitted on."""
+    if rows.shape[1] != vae.data_dim:
+        raise ValueError(f"X has {rows.shape[1]} columns, the model {vae.data_dim}: pass the data it was fitted on")
+    dtype = next(vae.parameters()).dtype
+    if dtype != rows.dtype:
+        raise ValueError(
+            f"the model is {dtype}, precision={precision!r} means {rows.dtype}: "
+            "pass the precision that the model was fitted with"
+        )
 
 
 def _pick_output(rows: Tensor) -> Output:
@@ -610,9 +618,16 @@ def _pick_output(rows: Tensor) -> Output:
     return "tanh" if low >= -1 and high <= 1 else "identity"
 
 
-def _check_layers(hidden: tuple[int, ...]) -> None:
+def _check_layers(hidden: tuple[int, ...], least: int = 0) -> None:
+    if len(hidden) < least:
+        raise ValueError(f"hidden={hidden}: name at least one layer, each of at least one unit")
     if any(not isinstance(units, Integral) or units < 1 for units in hidden):
         raise ValueError(f"hidden={hidden}: name whole numbers, at least one unit in each layer")
+
+
+def _check_output(output: Output) -> None:
+    if output not in ("identity", "sigmoid", "tanh"):
+        raise ValueError(f"output={output!r}: choose 'auto', 'identity', 'sigmoid' or 'tanh'")
 
 
 def _with_scale(vae: VAE, scale: nn.Module) -> VAE:

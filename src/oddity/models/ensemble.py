@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -30,7 +31,7 @@ from oddity.models.training import (
     _Schedule,
     _seed,
 )
-from oddity.models.vae import DEFAULT_MIN_STD, VAE, Architecture, GaussianDecoder, Output, gaussian_log_density
+from oddity.models.vae import DEFAULT_MIN_STD, VAE, Architecture, Output
 
 __all__ = ["Ensemble", "fit_ensemble", "load_ensemble", "save_ensemble"]
 
@@ -97,8 +98,8 @@ def fit_ensemble(
 
     Near the codes the data hold the members together; away from them nothing does, and their disagreement makes
     :func:`~oddity.ensemble_metric` long there. Each is trained as the mean of :func:`fit_vae` is, by Adam on the
-    likelihood with one learned standard deviation, with the encoder frozen, in an order of the rows and with
-    draws from the posterior of its own.
+    likelihood under one standard deviation (here the likeliest for a batch), with the encoder frozen, in an order of
+    the rows and with draws from the posterior of its own.
 
     Parameters
     ----------
@@ -227,16 +228,21 @@ def load_ensemble(path: str | os.PathLike[str]) -> Ensemble:
 
 
 class _Loss(nn.Module):
-    """The negative mean log-likelihood of rows that hold the data and the mean and deviation of their codes."""
+    """The negative mean log-likelihood of rows that hold the data and the mean and deviation of their codes.
 
-    def __init__(self, decoder: GaussianDecoder, plan: Architecture) -> None:
+    The noise has one standard deviation, the likeliest for the rows at hand: D/2 log(2 pi e (residual + floor)).
+    """
+
+    def __init__(self, member: nn.Module, plan: Architecture) -> None:
         super().__init__()
-        self.decoder, self.latent_dim = decoder, plan.latent_dim
+        self.member, self.latent_dim, self._floor = member, plan.latent_dim, plan.min_std**2
         self._sizes = [plan.data_dim, plan.latent_dim, plan.latent_dim]
 
     def forward(self, rows: Tensor, noise: Tensor, kl_weight: float) -> Tensor:  # noqa: ARG002  the encoder is fixed
         x, mean, std = rows.split(self._sizes, dim=1)
-        return -gaussian_log_density(x, *self.decoder(mean + std * noise)).mean()
+        residual: Tensor = (x - self.member(mean + std * noise)).square().mean()
+        bound: Tensor = 0.5 * x.shape[1] * (2 * math.pi * math.e * (residual + self._floor)).log()
+        return bound
 
 
 def _as_codes(z: Tensor | npt.ArrayLike, rows: Tensor, precision: Any) -> Tensor:
@@ -263,13 +269,13 @@ def _posterior(run: _Run, model: VAE | Tensor) -> tuple[Tensor, Tensor]:
 
 def _fitted(run: _Run, schedule: _Schedule, plan: Architecture, n_members: int) -> list[nn.Module]:
     """Train the members side by side, an epoch of each in turn."""
-    seeds = [_seed(schedule.seed, _MEMBER, member) for member in range(n_members)]
-    decoders = [plan.build(seed).decoder.to(run.rows.dtype) for seed in seeds]
+    seeds = [_seed(schedule.seed, _MEMBER, number) for number in range(n_members)]
+    members = [plan.build(seed).decoder.mean_net.to(run.rows.dtype) for seed in seeds]
     descents = [
-        _Descent(run, replace(schedule, seed=seed), _MEMBER, _Loss(decoder, plan), decoder.parameters())
-        for seed, decoder in zip(seeds, decoders, strict=True)
+        _Descent(run, replace(schedule, seed=seed), _MEMBER, _Loss(member, plan), member.parameters())
+        for seed, member in zip(seeds, members, strict=True)
     ]
     for epoch in range(schedule.epochs):
         values = [descent.epoch(epoch, kl_weight=1.0) for descent in descents]
         run.report("ensemble", epoch + 1, schedule.epochs, sum(values) / n_members)
-    return [decoder.mean_net.to(run.rows.dtype) for decoder in decoders]
+    return [member.to(run.rows.dtype) for member in members]

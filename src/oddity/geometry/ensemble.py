@@ -16,7 +16,7 @@ __all__ = ["ensemble_metric", "independent_members_energy"]
 Member = Manifold | StochasticDecoder | Callable[[Tensor], Tensor]
 
 
-def ensemble_metric(decoders: Sequence[Member]) -> Manifold:
+def ensemble_metric(decoders: Sequence[Member] | torch.nn.ModuleList) -> Manifold:
     """Mean of the metrics of several decoders of one latent space: the expected metric of a member drawn at random.
 
     Where the members agree it is the metric of each; where they disagree, away from the data, it is longer than that of
@@ -55,7 +55,7 @@ def ensemble_metric(decoders: Sequence[Member]) -> Manifold:
     return (1 / len(members)) * Sum(*map(_metric, members))
 
 
-def _admitted(decoders: Sequence[Member]) -> list[Member]:
+def _admitted(decoders: Sequence[Member] | torch.nn.ModuleList) -> list[Member]:
     if not isinstance(decoders, Sequence | torch.nn.ModuleList) or len(decoders) == 0:
         raise ValueError(f"expected a list of at least one decoder, got {decoders!r}")
     return list(decoders)
@@ -65,7 +65,7 @@ def _metric(member: Member) -> Manifold:
     return member if isinstance(member, Manifold) else expected_metric(member)
 
 
-def independent_members_energy(decoders: Sequence[Member], c: Tensor) -> Tensor:
+def independent_members_energy(decoders: Sequence[Member] | torch.nn.ModuleList, c: Tensor) -> Tensor:
     """Energy n/2 sum E|f_a(c_i+1) - f_b(c_i)|^2 of chains, with two members a and b drawn anew for every segment.
 
     With the mean m and the variance V of the members, the expectation is taken exactly: each segment counts

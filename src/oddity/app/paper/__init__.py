@@ -1,23 +1,22 @@
 """The experiments of "Latent Space Oddity" (ICLR 2018), run again: what ``oddity paper`` does.
 
-Each experiment is a function from a :class:`~oddity.app.paper.lab.Lab` to a record of JSON's own types and to figures
-by their names. :func:`run` runs them in order and writes what each found as soon as it is there.
+Each experiment is a function from a :class:`~oddity.app.paper.lab.Lab` to a record and to figures by their names.
+:func:`run` runs them in order and writes what each found as soon as it is there.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from oddity.app import plots, report
-from oddity.app.files import replacing
+from oddity.app import experiments
+from oddity.app.experiments import Record
 from oddity.app.paper.circle import circle
 from oddity.app.paper.clustering import clustering
 from oddity.app.paper.density import density
 from oddity.app.paper.interpolation import interpolation
-from oddity.app.paper.lab import Lab, Record
+from oddity.app.paper.lab import Lab
 from oddity.app.paper.likelihood import likelihood
 from oddity.app.paper.tables import table
 from oddity.app.paper.toys import surface, variance
@@ -67,33 +66,9 @@ def run(
     dict
         What ``paper.json`` holds: the record of each experiment, ``settings``, ``seconds``, ``versions``, the machine.
     """
-    out.mkdir(exist_ok=True)
-    settings = json.loads(json.dumps(settings))  # as they will be read again
-    environment = report.environment()
-    lab, clock = Lab(settings, say, jobs), report.Clock()
-    found = _kept(out / "paper.json", settings, environment["versions"])
-    for name in names:
-        with clock(name):
-            found[name], figures = EXPERIMENTS[name](lab)
-        found["seconds"] |= clock.seconds
-        for title, figure in figures.items():
-            plots.save(figure, out / f"{title}.png")
-        ordered = {key: found[key] for key in EXPERIMENTS if key in found}
-        found = {**ordered, "settings": settings, "seconds": found["seconds"], **environment}
-        report.write_json(out / "paper.json", found)
-        with replacing(out / "paper.md") as part:
-            part.write_text(table(found), encoding="utf-8")
-    return found
+    return experiments.run("paper", EXPERIMENTS, names, Lab(settings, say, jobs), out, uses=_uses, table=table)
 
 
-def _kept(file: Path, settings: Record, versions: Record) -> Record:
-    """Return what was found before with these settings and versions."""
-    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    kept: Record = {"seconds": {}}
-    if before.get("versions") != versions:
-        return kept
-    for name in EXPERIMENTS:
-        uses = ("data", "pair", name) if name in OF_THE_PAIR else ("data", name)
-        if name in before and all(before["settings"].get(key) == settings.get(key) for key in uses):
-            kept[name], kept["seconds"][name] = before[name], before["seconds"][name]
-    return kept
+def _uses(name: str) -> tuple[str, ...]:
+    """The settings that an experiment depends on."""
+    return ("data", "pair", name) if name in OF_THE_PAIR else ("data", name)

@@ -3,47 +3,37 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
-from numpy.typing import NDArray
 from scipy.stats import ttest_rel
-from torch import Tensor
 
+from oddity.app import experiments
 from oddity.app.datasets import Dataset, open_dataset
+from oddity.app.experiments import Record as Record
+from oddity.app.experiments import Sample as Sample
+from oddity.app.experiments import draw
 from oddity.models.storage import SavedModel
 from oddity.models.training import fit_vae
 
-Record = dict[str, Any]
 T = TypeVar("T")
 
 
-class Sample(NamedTuple):
-    """Rows of a data set, (n, D), and the class of each, (n,)."""
-
-    X: Tensor
-    y: NDArray[np.int64]
-    image_shape: tuple[int, ...] | None
-
-
-class Lab:
+class Lab(experiments.Lab):
     """The settings and the data of a run, and the models that several experiments look at.
 
     Parameters
     ----------
     settings
         As :data:`oddity.app.paper.settings.SETTINGS`.
-    say
-        Called with a sentence after each part of an experiment.
-    jobs
-        Processes, among which repetitions are shared out.
+    say, jobs
+        As for any laboratory.
     """
 
     def __init__(self, settings: Record, say: Callable[[str], None] = lambda _: None, jobs: int = 1) -> None:
-        self.settings, self.say, self.jobs = settings, say, jobs
+        super().__init__(settings, say, jobs)
         self._pairs: dict[int, tuple[SavedModel, Sample]] = {}
 
     @functools.cached_property
@@ -51,23 +41,9 @@ class Lab:
         """All images."""
         return open_dataset(self.settings["data"]["name"])
 
-    def map(self, title: str, work: Callable[..., T], tasks: Iterable[tuple[Any, ...]]) -> list[T]:
-        """Return what ``work`` makes of the arguments of each task, in their order."""
-        results = Parallel(n_jobs=self.jobs, return_as="generator")(delayed(work)(*task) for task in tasks)
-        done = []
-        for result in results:
-            done.append(result)
-            self.say(f"{title}: {len(done)} done")
-        return done
-
     def sample(self, digits: Sequence[int], per_digit: int, seed: int, part: str = "train") -> Sample:
         """Draw so many different rows of each digit from a part of the data, shuffled."""
-        first, last = self.settings["data"][part]
-        assert self.data.y is not None
-        y, rng = self.data.y[first:last], np.random.default_rng([seed, *digits])
-        rows = np.concatenate([rng.choice(np.flatnonzero(y == digit), per_digit, replace=False) for digit in digits])
-        rows = first + rng.permutation(rows)
-        return Sample(torch.from_numpy(self.data.X[rows]), self.data.y[rows], self.data.image_shape)
+        return draw(self.data, self.settings["data"][part], digits, per_digit, seed)
 
     def repeat(
         self, title: str, work: Callable[[Sample, int, Record], T], digits: Sequence[int], settings: Record

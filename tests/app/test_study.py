@@ -16,7 +16,11 @@ from oddity.app.experiments import kept
 
 def test_a_part_runs_records_what_it_promises_and_is_kept(tmp_path):
     settings = study.smaller()
-    settings["common"] |= {"pairs": 4, "test_per_class": 5, "solver": {"segments": 8, "max_segments": 16}}
+    settings["common"] |= {
+        "pairs": 4,
+        "test_per_class": 5,
+        "solver": {"segments": 8, "max_segments": 8, "max_iterations": 5},
+    }
     found = study.run(["mnist-2"], settings, tmp_path)
     assert json.loads((tmp_path / "study.json").read_text()) == found
     assert {path.name for path in tmp_path.iterdir()} == {"study.json", "study.md", "study.png"}

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from oddity.models.rbf import RBFPrecision
-from oddity.numerics.expansion import ClosedForm, dense_expansion, gram
+from oddity.numerics.expansion import ClosedForm, gram, layered_expansion
 from oddity.numerics.reduction import reduced
 
 
 def dense() -> ClosedForm:
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 300), torch.nn.Sigmoid())
-    form = dense_expansion(net.double())
+    form = layered_expansion(net.double())
     assert form is not None
     return form
 
@@ -64,6 +64,6 @@ def test_a_stand_in_is_a_closed_form_like_any(form) -> None:
 
 def test_outputs_that_are_all_needed_are_all_kept() -> None:
     net = torch.nn.Sequential(torch.nn.Linear(3, 3))
-    f = dense_expansion(net)
+    f = layered_expansion(net)
     assert f is not None
     assert reduced(f, torch.zeros(4, 3), torch.eye(3).expand(4, 3, 3), 1e-6) is None

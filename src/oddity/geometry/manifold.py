@@ -204,8 +204,7 @@ class Manifold(abc.ABC):
             If z is not a finite floating-point tensor of the chart's dimension. This holds for every derived method.
         """
         self.admit(z)
-        d = z.shape[-1]
-        return self._gram(z.reshape(-1, d), z.dtype).reshape(*z.shape, d)
+        return self._grams(z)
 
     @final
     def inner(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
@@ -226,8 +225,8 @@ class Manifold(abc.ABC):
         Summed in float64, since det G squares the condition number of the frame.
         """
         self.admit(z)
-        log_det: Tensor = torch.linalg.slogdet(self._gram(z.reshape(-1, z.shape[-1]), torch.float64)).logabsdet
-        return 0.5 * log_det.to(z.dtype).reshape(z.shape[:-1])
+        log_det: Tensor = torch.linalg.slogdet(self._grams(z, torch.float64)).logabsdet
+        return (0.5 * log_det).to(z.dtype)
 
     @final
     def sample_tangent(self, z: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -538,8 +537,7 @@ class Manifold(abc.ABC):
 
     def _sharp(self, z: Tensor, covector: Tensor) -> Tensor:
         """Vector G(z)^-1 p of a covector p: ``(*, d), (*, d) -> (*, d)``, NaN where the metric is singular."""
-        gram = self._gram(z.reshape(-1, z.shape[-1]), z.dtype)
-        L, info = torch.linalg.cholesky_ex(gram.reshape(*z.shape, z.shape[-1]))
+        L, info = torch.linalg.cholesky_ex(self._grams(z))
         v = torch.cholesky_solve(covector[..., None], L)[..., 0]
         return torch.where((info > 0)[..., None], torch.nan, v)
 
@@ -550,14 +548,18 @@ class Manifold(abc.ABC):
         value = torch.cat([f(*part) for part in zip(*rows, strict=True)])
         return value.reshape((*shape[:-1], *value.shape[1:]))
 
+    def _grams(self, z: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Metric tensors A'A, summed in a dtype: ``(*, d) -> (*, d, d)``."""
+        return self._gram(z.reshape(-1, z.shape[-1]), dtype or z.dtype).reshape(*z.shape, z.shape[-1])
+
     def _gram(self, z: Tensor, dtype: torch.dtype) -> Tensor:
-        """Metric tensors A'A, summed in a dtype, of so many points at a time that memory stays bounded: ``(N, d)``."""
+        """The same ``(N, d) -> (N, d, d)``, of so many points at a time that memory stays bounded."""
+        return torch.cat([self._few_grams(part, dtype) for part in z.split(self._frames_in_memory(z.shape[-1]))])
 
-        def of_part(part: Tensor) -> Tensor:
-            A = self.frame(part).to(dtype)
-            return A.mT @ A
-
-        return torch.cat([of_part(part) for part in z.split(self._frames_in_memory(z.shape[-1]))])
+    def _few_grams(self, z: Tensor, dtype: torch.dtype) -> Tensor:
+        """The same, of points whose frames may be held at once."""
+        A = self.frame(z).to(dtype)
+        return A.mT @ A
 
 
 def _root(squares: Tensor) -> Tensor:

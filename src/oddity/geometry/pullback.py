@@ -12,7 +12,7 @@ from torch import Tensor
 from oddity.geometry.manifold import Manifold
 from oddity.numerics.autodiff import Differential
 from oddity.numerics.chain import ChainModel, model_from_blocks, model_from_expansion
-from oddity.numerics.expansion import Expansion
+from oddity.numerics.expansion import Expansion, gram
 from oddity.numerics.networks import has_parts, outputs_of, parts_of
 from oddity.numerics.reduction import reduced
 
@@ -93,6 +93,12 @@ class Pullback(Manifold):
         if self.ambient is None:
             return J
         return self.ambient.push(self.differential(z)[..., None, :].expand(J.mT.shape), J.mT).mT
+
+    def _few_grams(self, z: Tensor, dtype: torch.dtype) -> Tensor:
+        if self.ambient is not None:
+            return super()._few_grams(z, dtype)
+        frame = self.differential.value_and_frame(z)[1].to(dtype)
+        return gram(frame, frame)
 
     def chain_model(self, c: Tensor, widths: Tensor, *, exact: bool = False) -> ChainModel:
         """Quadratic model of the energy of chains; into flat space one frame a node serves all its segments."""

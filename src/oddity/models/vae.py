@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from oddity.models.rbf import RBFPrecision
-from oddity.numerics.expansion import Expansion, dense_expansion
+from oddity.numerics.expansion import Expansion, layered_expansion
 
 Output = Literal["identity", "sigmoid", "tanh", "softplus"]
 Scale = Literal["constant", "rbf", "network"]
@@ -167,9 +167,9 @@ class GaussianDecoder(nn.Module):
 
     @property
     def expand_mean(self) -> Callable[[Tensor], Expansion] | None:
-        """Closed-form expansion of the mean, (N, d), where it is a dense network; else None."""
+        """Closed-form expansion of the mean, (N, d), where its layers are known; else None."""
         own = type(self).mean is GaussianDecoder.mean  # a subclass with a mean of its own has lost the closed form
-        return dense_expansion(self.mean_net) if own else None
+        return layered_expansion(self.mean_net) if own else None
 
     @property
     def expand_std(self) -> Callable[[Tensor], Expansion] | None:

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from oddity.numerics.expansion import ClosedForm, Expansion, dense_expansion, pull
+from oddity.numerics.expansion import ClosedForm, Expansion, layered_expansion, pull
 from oddity.numerics.networks import eager, module_behind, name_of, refuse, standing_for
 
 __all__ = ["BEND_MODES", "MODES", "SECOND_MODES", "Differential", "gradient"]
@@ -191,8 +191,9 @@ class Differential:
         in half precision are widened to the dtype of the points for the time of a call; a compiled module is run
         uncompiled. Large outputs are computed for so many points at a time that memory stays bounded.
     expansion
-        Optional closed form ``(N, d) -> Expansion``, used in place of automatic differentiation. A dense network,
-        an ``nn.Sequential`` of linear layers and smooth activations, needs none: it is recognised.
+        Optional closed form ``(N, d) -> Expansion``, used in place of automatic differentiation. A network of
+        known layers, an ``nn.Sequential`` of linear and convolutional ones and smooth activations, needs none: it is
+        recognised.
     mode
         A key of :data:`MODES`; by default found by trying them in order at the first call.
 
@@ -234,7 +235,7 @@ class Differential:
         if _is_half(self._module):
             expansion, f = None, _widened(f, self._module)
         elif expansion is None and mode is None and isinstance(f, nn.Module):
-            expansion = dense_expansion(f)
+            expansion = layered_expansion(f)
         self._f, self._expansion = f, expansion
         self.mode = "closed form" if expansion is not None else mode
         self.bend_mode: str | None = None

@@ -3,7 +3,8 @@
 Gauss-Newton needs a function's value and derivative at each point; Newton's method also the d x d Hessian of
 <w, f>, for weights w that are known only once the values are. An :class:`Expansion` gives all three. Automatic
 differentiation provides it for any function (:mod:`oddity.numerics.autodiff`); dense networks have it here in closed
-form, several times faster, since one tape of pre-activations serves value, frame and Hessian.
+form, several times faster, since one tape of pre-activations serves value, frame and Hessian; so have networks of
+convolutions, whose derivatives in all directions go through a layer as one batch of images.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
-__all__ = ["ClosedForm", "Expansion", "dense_expansion", "gram", "pull"]
+_NUMBERS_AT_A_TIME = 1 << 20  # of all tangents after one convolution
+
+__all__ = ["ClosedForm", "Expansion", "gram", "layered_expansion", "pull"]
 
 
 class Expansion(NamedTuple):
@@ -38,31 +42,39 @@ def pull(frame: Tensor, w: Tensor) -> Tensor:
     return torch.bmm(w[:, None], frame.permute(1, 2, 0))[:, 0]
 
 
-def dense_expansion(net: nn.Module) -> ClosedForm | None:
-    """Closed-form expansion of a dense network, or None where it is not one.
+def layered_expansion(net: nn.Module) -> Callable[[Tensor], Expansion] | None:
+    """Closed-form expansion of a network of known layers, or None where it is not one.
 
     Parameters
     ----------
     net
-        A plain ``nn.Sequential`` (no subclass with a ``forward`` of its own, no hooks) of ``Linear`` layers and smooth
-        activations: Tanh, Sigmoid, Softplus, Identity.
+        A plain ``nn.Sequential`` (no subclass with a ``forward`` of its own, no hooks) of ``Linear``, ``Conv2d`` and
+        ``ConvTranspose2d`` layers, smooth activations (Tanh, Sigmoid, Softplus), ``Flatten``, ``Unflatten`` and
+        ``Identity``.
 
     Returns
     -------
-    ClosedForm or None
-        Called with points ``(N, d)`` it gives their :class:`Expansion`. By the chain rule the Hessian of <w, f> is a
-        sum over the activations s of P' diag(g s'') P, with P the derivative of the pre-activation and g the adjoint of
-        the activation.
+    callable or None
+        Called with points ``(N, d)`` it gives their :class:`Expansion`; for a dense network it is a
+        :class:`ClosedForm`. All derivatives go through a layer at once, as one batch. By the chain rule the Hessian of
+        <w, f> is a sum over the activations s of P' diag(g s'') P, with P the derivative of the pre-activation and g
+        the adjoint of the activation.
 
     Examples
     --------
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.Tanh())
-    >>> expand = dense_expansion(net)
+    >>> expand = layered_expansion(net)
     >>> value, frame, bend = expand(torch.zeros(5, 2))
     >>> value.shape, frame.shape, bend(value).shape
     (torch.Size([5, 3]), torch.Size([2, 5, 3]), torch.Size([5, 2, 2]))
+    >>> images = nn.Sequential(nn.Linear(2, 4), nn.Unflatten(1, (1, 2, 2)), nn.ConvTranspose2d(1, 3, 2, 2), nn.Tanh())
+    >>> layered_expansion(images)(torch.zeros(5, 2)).frame.shape
+    torch.Size([2, 5, 48])
     """
-    return _Dense(list(net)) if _is_dense(net) else None
+    if not _is_layered(net):
+        return None
+    layers = list(net)
+    return _Images(layers) if any(isinstance(layer, _CONVOLUTIONS + _SHAPES) for layer in layers) else _Dense(layers)
 
 
 @runtime_checkable
@@ -89,7 +101,7 @@ class _Dense:
         self.layers = layers
 
     def __call__(self, z: Tensor) -> Expansion:
-        return _expand_dense(self.layers, z)
+        return _expand(self.layers, z)
 
     def values(self, z: Tensor) -> Tensor:
         for layer in self.layers:
@@ -109,42 +121,105 @@ class _Dense:
         return _Dense([*self.layers[:last], part, *self.layers[last + 1 :]])
 
 
-def _is_dense(net: nn.Module) -> TypeGuard[nn.Sequential]:
+class _Images:
+    """The closed form of a network with convolutions: so many points at a time that their tangents stay in cache."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        self.layers, self.widest = layers, 0
+
+    def __call__(self, z: Tensor) -> Expansion:
+        if not self.widest:
+            self.widest = _widest(self.layers, z.new_zeros(1, z.shape[-1]))
+        rows = max(1, _NUMBERS_AT_A_TIME // (self.widest * z.shape[-1]))
+        size = 1 << (rows.bit_length() - 1)  # even chunks of a batch padded to 16
+        if len(z) <= size:
+            return _expand(self.layers, z)
+        parts = [_expand(self.layers, part) for part in z.split(size)]
+
+        def bend(w: Tensor) -> Tensor:
+            return torch.cat([part.bend(v) for part, v in zip(parts, w.split(size), strict=True)])
+
+        return Expansion(torch.cat([part.value for part in parts]), torch.cat([part.frame for part in parts], 1), bend)
+
+
+def _widest(layers: list[nn.Module], z: Tensor) -> int:
+    """Numbers that the layers make of one point, ``(1, d)``, where there are most of them."""
+    sizes = [1]
+    with torch.no_grad():
+        for layer in layers:
+            z = layer(z)
+            sizes.append(z.numel())
+    return max(sizes)
+
+
+def _is_layered(net: nn.Module) -> TypeGuard[nn.Sequential]:
     """Whether the layers are all there is to the network: exact types, no forward of its own, no hooks."""
     if not isinstance(net, nn.Sequential) or type(net).forward is not nn.Sequential.forward or len(net) == 0:
         return False
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
-    known = {nn.Linear, nn.Identity, *_SLOPE}
-    return type(net[0]) is nn.Linear and all(type(layer) in known for layer in net) and not hooked
+    return not isinstance(net[0], (nn.Identity, *_SLOPE)) and all(map(_is_known, net)) and not hooked
+
+
+def _is_known(layer: nn.Module) -> bool:
+    """Whether the layer's derivative is known: its exact type, zeros around images, rows kept apart."""
+    match layer:
+        case nn.Conv2d() | nn.ConvTranspose2d():
+            simple = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+            return type(layer) in _CONVOLUTIONS and simple
+        case nn.Flatten():
+            return type(layer) is nn.Flatten and layer.start_dim != 0
+        case nn.Unflatten():
+            return type(layer) is nn.Unflatten and layer.dim != 0
+    return type(layer) in {nn.Linear, nn.Identity, *_SLOPE}
 
 
 class _Linear(NamedTuple):
-    weight: Tensor  # (out, in)
+    adjoint: Callable[[Tensor], Tensor]  # (N, *after) -> (N, *before)
 
 
 class _Activation(NamedTuple):
     layer: nn.Module
-    y: Tensor  # (N, D)   after
-    first: Tensor  # (N, D)   slope
-    frame: Tensor  # (d, N, D)   derivative of y
+    y: Tensor  # (N, *)   after
+    first: Tensor  # (N, *)   slope
+    frame: Tensor  # (d, N, *)   derivative of y
 
 
-def _expand_dense(layers: list[nn.Module], z: Tensor) -> Expansion:
+def _expand(layers: list[nn.Module], z: Tensor) -> Expansion:
     value, frame = z, torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)[:, None]  # (N, d), (d, 1, d)
     tape: list[_Linear | _Activation] = []
     fresh = False  # whether the frame is a product of its own, that no entry of the tape holds
     for layer in layers:
-        if isinstance(layer, nn.Linear):
-            fresh = True
-            value, frame = nn.functional.linear(value, layer.weight, layer.bias), frame @ layer.weight.mT
-            tape.append(_Linear(layer.weight))
-        elif not isinstance(layer, nn.Identity):
-            before, value = value, layer(value)
+        if isinstance(layer, _CONVOLUTIONS):
+            value = value.contiguous(memory_format=torch.channels_last)
+        before, value = value, layer(value)
+        if type(layer) in _SLOPE:
             first = _SLOPE[type(layer)](layer, before, value)
             frame = scaled(frame, first) if fresh else frame * first
             fresh = False
             tape.append(_Activation(layer, value, first, frame))
-    return Expansion(value, frame.expand(-1, *value.shape), lambda w: _bend(tape, w))
+        elif not isinstance(layer, nn.Identity):
+            fresh = fresh or not isinstance(layer, _SHAPES)
+            frame, adjoint = _linear(layer, before, value, frame)
+            tape.append(_Linear(adjoint))
+    frame = frame.expand(-1, *value.shape).flatten(2)
+    return Expansion(value.flatten(1), frame, lambda w: _bend(tape, w.reshape(value.shape)))
+
+
+def _linear(layer: Any, x: Tensor, y: Tensor, frame: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Frame ``(d, N or 1, *)`` after the layer that takes x to y, all directions in one batch; and its adjoint."""
+    match layer:
+        case nn.Linear():
+            return frame @ layer.weight.mT, lambda w: w @ layer.weight
+        case nn.Conv2d() | nn.ConvTranspose2d():
+            images = frame.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            step: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding}
+            step |= {"dilation": layer.dilation, "groups": layer.groups}
+            if isinstance(layer, nn.Conv2d):
+                pushed = nn.functional.conv2d(images, layer.weight, **step)
+                return pushed.unflatten(0, frame.shape[:2]), lambda w: conv2d_input(x.shape, layer.weight, w, **step)
+            grown = nn.functional.conv_transpose2d(images, layer.weight, output_padding=layer.output_padding, **step)
+            return grown.unflatten(0, frame.shape[:2]), lambda w: nn.functional.conv2d(w, layer.weight, **step)
+    return frame.reshape(*frame.shape[:2], *y.shape[1:]), lambda w: w.reshape(x.shape)
 
 
 def scaled(frame: Tensor, factor: Tensor) -> Tensor:
@@ -155,7 +230,7 @@ def scaled(frame: Tensor, factor: Tensor) -> Tensor:
 
 
 def _bend(tape: list[_Linear | _Activation], w: Tensor) -> Tensor:
-    """Carry the adjoint of <w, f> back through the layers, and gather the bend of each activation.
+    """Carry the adjoint of <w, f> back through the layers, and gather the bend of each activation: ``(N, *)``.
 
     Each is P' diag(w s'') P with P the derivative of x, or Q' diag(w s'' / s'^2) Q with Q = s' P that of y. Where s'
     underflows, so does Q for each activation of the table, and the ratio only has to be finite.
@@ -164,15 +239,18 @@ def _bend(tape: list[_Linear | _Activation], w: Tensor) -> Tensor:
     bend = w.new_zeros(len(w), d, d)
     for entry in reversed(tape):
         if isinstance(entry, _Linear):
-            w = w @ entry.weight
+            w = entry.adjoint(w)
         else:
             floor = torch.finfo(w.dtype).tiny ** 0.5
             ratio = w * _CURVE[type(entry.layer)](entry.layer, entry.y, entry.first)
             ratio = ratio / entry.first.clamp(min=floor)
-            bend = bend + gram(ratio * entry.frame, entry.frame)
+            bend = bend + gram((ratio * entry.frame).flatten(2), entry.frame.flatten(2))
             w = w * entry.first
     return bend if d else w.new_zeros(len(w), w.shape[-1], w.shape[-1])
 
+
+_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+_SHAPES = (nn.Flatten, nn.Unflatten)
 
 _SLOPE: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {
     nn.Tanh: lambda _, _x, y: 1 - y * y,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
-from oddity.numerics.expansion import Expansion, dense_expansion
+from oddity.numerics.expansion import Expansion, layered_expansion
 
 __all__ = [
     "Outputs",
@@ -89,7 +89,7 @@ def _is_integer(p: Tensor) -> bool:
 
 
 def eager(f: Any) -> Any:
-    """The same function without ``torch.compile``, whose closed graphs hide a dense network's layers."""
+    """The same function without ``torch.compile``, whose closed graphs hide a network's layers."""
     f = f._modules.get("_orig_mod", f) if isinstance(f, nn.Module) else getattr(f, "_torchdynamo_orig_callable", f)
     module = module_behind(f)
     if module is None or not any("_orig_mod" in m._modules or m._compiled_call_impl for m in module.modules()):
@@ -248,7 +248,7 @@ def parts_of(decoder: Any, given: Mapping[str, Any]) -> tuple[Part, Part]:
 
 
 def outputs_of(decoder: Any, given: Mapping[str, Any]) -> tuple[Outputs, Callable[[Tensor], Expansion] | None]:
-    """The outputs of a callable decoder, and the closed form of a dense network.
+    """The outputs of a callable decoder, and the closed form of a network of known layers.
 
     Raises
     ------
@@ -263,5 +263,5 @@ def outputs_of(decoder: Any, given: Mapping[str, Any]) -> tuple[Outputs, Callabl
         raise ValueError(f"{kind} has an encoder too; give the part that maps codes to data, e.g. model.{part}")
     outputs = Outputs(bound(decoder, given))
     net = outputs.__wrapped__
-    dense = isinstance(net, nn.Module) and not given
-    return outputs, dense_expansion(net) if dense else None
+    whole = isinstance(net, nn.Module) and not given
+    return outputs, layered_expansion(net) if whole else None

@@ -56,11 +56,11 @@ def reduced(f: ClosedForm, z: Tensor, whiten: Tensor, tolerance: float) -> Reduc
 
     Examples
     --------
-    >>> from oddity.numerics.expansion import dense_expansion
+    >>> from oddity.numerics.expansion import layered_expansion
     >>> g = torch.Generator().manual_seed(0)
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 100))
     >>> _ = torch.nn.init.normal_(net[0].weight, generator=g)
-    >>> small = reduced(dense_expansion(net), torch.zeros(4, 2), torch.eye(2).expand(4, 2, 2), 1e-3)
+    >>> small = reduced(layered_expansion(net), torch.zeros(4, 2), torch.eye(2).expand(4, 2, 2), 1e-3)
     >>> full, part = net[0].weight, small(torch.zeros(1, 2)).frame[:, 0].mT  # a linear map: a few stand for all
     >>> part.shape, bool(torch.allclose(part.mT @ part, full.mT @ full, rtol=1e-4))
     (torch.Size([4, 2]), True)

@@ -13,6 +13,9 @@ PLANS = {
     "constant": Architecture(6, 2, (8, 4), "sigmoid", min_std=0.02),
     "network": Architecture(6, 2, (8, 4), "tanh", scale="network", scale_hidden=(4, 8)),
     "rbf": Architecture(6, 2, (8, 4), scale="rbf", n_centres=3),
+    "conv": Architecture(
+        6, 2, (8, 4), "sigmoid", "rbf", n_centres=3, image_shape=(2, 1, 3), channels=(4, 2), scale_channels=(3, 2)
+    ),
 }
 
 

@@ -5,21 +5,17 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
+from oddity.models.layers import MLP, Encoder
 from oddity.models.rbf import RBFPrecision
-from oddity.models.vae import (
-    MLP,
-    VAE,
-    Architecture,
-    ConstantScale,
-    Encoder,
-    GaussianDecoder,
-    SigmaNetwork,
-)
+from oddity.models.vae import VAE, Architecture, ConstantScale, GaussianDecoder, SigmaNetwork
 
 PLANS = {
     "constant": Architecture(6, 2, (8, 4), "sigmoid"),
     "network": Architecture(6, 2, (8, 4), "tanh", scale="network", scale_hidden=(4, 8)),
     "rbf": Architecture(6, 2, (8, 4), scale="rbf", n_centres=3),
+    "conv": Architecture(
+        6, 2, (8, 4), "sigmoid", "rbf", n_centres=3, image_shape=(1, 2, 3), channels=(4, 2), scale_channels=(3, 2)
+    ),
 }
 
 
@@ -150,7 +146,7 @@ def test_architecture_round_trip_and_seed(name):
     one, two, other = plan.build(seed=1), plan.build(seed=1), plan.build(seed=2)
     assert Architecture.of(one) == plan
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-    assert not torch.equal(one.encoder.shared[0].weight, other.encoder.shared[0].weight)
+    assert not torch.equal(next(one.encoder.parameters()), next(other.encoder.parameters()))
 
 
 def test_building_leaves_the_global_state_alone():

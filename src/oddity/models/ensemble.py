@@ -20,6 +20,7 @@ from oddity.models.storage import read_folder, rebuilt, write_folder
 from oddity.models.training import (
     _MEMBER,
     Progress,
+    _as_numbers,
     _as_rows,
     _check_data,
     _check_layers,
@@ -142,7 +143,7 @@ def fit_ensemble(
     >>> len(ensemble), ensemble[0](X[:, :2]).shape
     (3, torch.Size([64, 5]))
     """
-    rows = _as_rows(X, precision)
+    rows = _as_rows(_as_numbers(X, precision), images=isinstance(model, VAE) and model.image_shape is not None)
     schedule = _Schedule(epochs, batch_size, lr, weight_decay, seed)
     schedule.check()
     if not isinstance(n_members, Integral) or n_members < 1:
@@ -249,7 +250,7 @@ def _as_codes(z: Tensor | npt.ArrayLike, rows: Tensor, precision: Any) -> Tensor
     """Return codes (n, d) that can be those of the rows, or say what is wrong with them."""
     if isinstance(z, nn.Module):
         raise ValueError(f"model is a {type(z).__name__}: pass a VAE of this library, or the codes that yours gives")
-    codes = _as_rows(z, precision, "codes")
+    codes = _as_rows(_as_numbers(z, precision, "codes"), "codes")
     if len(codes) != len(rows):
         raise ValueError(f"there are {len(codes)} codes for {len(rows)} rows of X: pass one code for each row")
     if codes.shape[1] > rows.shape[1]:

@@ -169,6 +169,12 @@ def k_means(z: Tensor, n_centres: int, *, seed: int = 0) -> tuple[Tensor, Tensor
     return torch.as_tensor(found.cluster_centers_).to(z), labels
 
 
+def placed(z: Tensor, n_centres: int, a: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Centres by k-means on the codes, and one bandwidth per cluster: (n, d) -> (K, d), (K,)."""
+    centres, labels = k_means(z, n_centres, seed=seed)
+    return centres, bandwidths(z, centres, labels, a)
+
+
 class RBFPrecision(nn.Module):
     r"""A standard deviation whose inverse square is a positive sum of Gaussian bumps.
 
@@ -332,8 +338,22 @@ class RBFPrecision(nn.Module):
         >>> rbf.centres.shape, rbf.weight.shape
         (torch.Size([8, 2]), torch.Size([5, 8]))
         """
-        centres, labels = k_means(z, n_centres, seed=seed)
-        return cls(centres, bandwidths(z, centres, labels, a), out_features, zeta=zeta)
+        return cls(*placed(z, n_centres, a, seed), out_features, zeta=zeta)
+
+    @torch.no_grad()
+    def begin(self, wanted: Tensor) -> None:
+        """Set the weight: (D, K)."""
+        self.weight.copy_(wanted)
+
+    @torch.no_grad()
+    def improve(self, gain: Tensor, loss: Tensor, largest: float) -> None:
+        """Multiply the weight by gain / loss, each (D, K), and keep it from 0 to ``largest``."""
+        self.weight.copy_(self._without_dust((self.weight.double() * gain / loss).clamp(max=largest)))
+
+    def _without_dust(self, weight: Tensor) -> Tensor:
+        """The weight without what is below rounding next to zeta, whose product with a bump could be subnormal."""
+        dust = weight < torch.finfo(self.zeta.dtype).eps * self.zeta[:, None]
+        return weight.masked_fill(dust, 0)
 
 
 class WeightLikelihood:
@@ -412,7 +432,7 @@ class WeightLikelihood:
         self._sum_over_processes()
         local = self._mass / self._moment  # (D, K)
         overlap = self._rbf.activations(self._rbf.centres).double().sum(1)  # (K,)
-        self._rbf.weight.copy_(local / overlap)  # below 1 / noise, as the local variance is above it
+        self._rbf.begin(local / overlap)  # below 1 / noise, as the local variance is above it
 
     @torch.no_grad()
     def step(self) -> float:
@@ -427,10 +447,7 @@ class WeightLikelihood:
             gain += (beta.reciprocal_().T @ v).double()
         gain, log_det = self._reduce(gain), self._reduce(log_det)
         value = self._value(log_det)
-        weight = (rbf.weight.double() * gain / self._moment).clamp(max=1 / self._noise)
-        # Below rounding next to zeta a weight is nothing, and its product with a bump could be subnormal.
-        weight[weight < torch.finfo(rbf.weight.dtype).eps * rbf.zeta[:, None]] = 0
-        rbf.weight.copy_(weight)
+        rbf.improve(gain, self._moment, 1 / self._noise)
         return value
 
     def climb(self, epochs: int, done: int = 0) -> Iterator[tuple[int, float]]:

@@ -188,8 +188,7 @@ def rebuilt(
     """Build what a description holds the architecture of, give it its weights, and freeze it in evaluation mode."""
     try:
         fields = dict(about["architecture"])
-        for key in ("hidden", "scale_hidden"):
-            fields[key] = tuple(fields[key])
+        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
         module = build(Architecture(**fields))
         module.load_state_dict(weights, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -24,14 +24,15 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from oddity.models.rbf import DEFAULT_ZETA, RBFPrecision, WeightLikelihood
+from oddity.models.conv_rbf import ConvRBFPrecision
+from oddity.models.layers import ImageShape, Output
+from oddity.models.rbf import DEFAULT_ZETA, RBFPrecision, WeightLikelihood, placed
 from oddity.models.storage import check_replaceable, locate, read_folder, write_folder
 from oddity.models.vae import (
     DEFAULT_MIN_STD,
     VAE,
     Architecture,
     ConstantScale,
-    Output,
     evidence_bound,
     normal,
     prior_divergence,
@@ -43,6 +44,7 @@ Progress = Callable[[str, int, int, float], None]
 _CHECKPOINT = "checkpoint.json"
 _MEAN, _DRAWS, _SIGMA, _MEMBER = 1, 3, 4, 5  # stages, as they enter the seeds
 _BLOCK = 1 << 22  # numbers in one block of residuals: 16 MB in float32
+_SCALE_MAPS = 16  # maps of each of the precision's transposed convolutions
 
 
 def fit_vae(
@@ -50,6 +52,8 @@ def fit_vae(
     *,
     latent_dim: int = 2,
     hidden: Sequence[int] = (64, 32),
+    architecture: Literal["dense", "conv"] = "dense",
+    channels: Sequence[int] = (16, 32),
     output: Output | Literal["auto"] = "auto",
     epochs: int = 200,
     variance_epochs: int = 50,
@@ -83,11 +87,19 @@ def fit_vae(
     Parameters
     ----------
     X : array-like or Tensor
-        The data (n, D), n >= 2; any numbers, taken as float32 and not rescaled: divide pixels by 255 first.
+        The data (n, D), n >= 2; any numbers, taken as float32 and not rescaled: divide pixels by 255 first. For a
+        convolutional model images (n, height, width) or (n, channels, height, width), or rows of square images of one
+        channel.
     latent_dim : int
         Dimension d of the codes, at most D.
     hidden : sequence of int
         Hidden layers of the encoder; the decoder has them in reverse.
+    architecture : {"dense", "conv"}
+        "conv" puts convolutions before the hidden layers of the encoder and transposed ones behind those of the
+        decoder, for images of any size; the precision is a :class:`ConvRBFPrecision`.
+    channels : sequence of int
+        Feature maps of the convolutions, from the image upwards, each half as high and wide; the decoder has them in
+        reverse.
     output : {"auto", "identity", "sigmoid", "tanh"}
         Last activation of the mean; "auto" takes sigmoid for data in [0, 1], tanh in [-1, 1], else identity.
     epochs, variance_epochs : int
@@ -145,10 +157,16 @@ def fit_vae(
     >>> vae.encode(X).shape
     torch.Size([64, 2])
     """
-    rows = _as_rows(X, precision)
+    if architecture not in ("dense", "conv"):
+        raise ValueError(f"architecture={architecture!r}: choose 'dense' or 'conv'")
+    numbers = _as_numbers(X, precision)
+    image_shape = _image_shape(tuple(numbers.shape)) if architecture == "conv" else None
+    rows = _as_rows(numbers, images=image_shape is not None)
     settings = _Settings(
         latent_dim=latent_dim,
         hidden=tuple(hidden),
+        image_shape=image_shape,
+        channels=tuple(channels) if image_shape else (),
         output=_pick_output(rows) if output == "auto" else output,
         epochs=epochs,
         variance_epochs=variance_epochs,
@@ -234,7 +252,7 @@ def fit_sigma_network(
     >>> bool((baseline.encode(X) == vae.encode(X)).all())
     True
     """
-    rows = _as_rows(X, precision)
+    rows = _as_rows(_as_numbers(X, precision), images=vae.image_shape is not None)
     _check_data(vae, rows, precision)
     schedule = _Schedule(epochs, batch_size, lr, weight_decay, seed)
     schedule.check()
@@ -288,6 +306,8 @@ class _Settings(_Schedule):
 
     latent_dim: int
     hidden: tuple[int, ...]
+    image_shape: ImageShape | None
+    channels: tuple[int, ...]
     output: Output
     variance_epochs: int
     n_centres: int
@@ -298,14 +318,28 @@ class _Settings(_Schedule):
     n_draws: int
     precision: str
 
+    @property
+    def scale_channels(self) -> tuple[int, ...]:
+        """Maps of the precision's convolutions: as many layers as the mean has."""
+        return (_SCALE_MAPS,) * len(self.channels)
+
     def architecture(self, data_dim: int) -> Architecture:
-        return Architecture(data_dim, self.latent_dim, self.hidden, self.output, min_std=self.min_std)
+        return Architecture(
+            data_dim,
+            self.latent_dim,
+            self.hidden,
+            self.output,
+            min_std=self.min_std,
+            image_shape=self.image_shape,
+            channels=self.channels,
+        )
 
     def check(self) -> None:
         super().check()
         self._at_least_one("latent_dim", "variance_epochs", "n_centres", "n_draws")
         self._positive("a", "zeta", "min_std", *(() if self.constant_std is None else ("constant_std",)))
         _check_layers(self.hidden, least=1)
+        _check_layers(self.channels, "channels", least=1 if self.image_shape else 0)
         _check_output(self.output)
 
     def suit(self, rows: Tensor) -> None:
@@ -368,7 +402,7 @@ class _Keeper:
         if self._folder is not None:
             check_replaceable(self._folder, _CHECKPOINT)
             self._run = {
-                "settings": {**asdict(settings), "hidden": list(settings.hidden), "processes": run.fabric.world_size},
+                "settings": {**_in_json(asdict(settings)), "processes": run.fabric.world_size},
                 "data": hashlib.sha256(run.rows.contiguous().numpy().data).hexdigest(),
                 "shape": list(run.rows.shape),
             }
@@ -470,7 +504,12 @@ def _start(run: _Run, settings: _Settings, state: _State | None) -> VAE:
     """Return the model of a checkpoint, or a random one."""
     plan = settings.architecture(run.rows.shape[1])
     if state is not None and state.stage == "precision":
-        plan = dataclasses.replace(plan, scale="rbf", n_centres=len(state.model["decoder.scale.centres"]))
+        plan = dataclasses.replace(
+            plan,
+            scale="rbf",
+            n_centres=len(state.model["decoder.scale.centres"]),
+            scale_channels=settings.scale_channels,
+        )
     vae = plan.build(settings.seed).to(run.rows.dtype)
     if state is not None:
         vae.load_state_dict(state.model)
@@ -498,14 +537,12 @@ def _fit_mean(run: _Run, settings: _Settings, keeper: _Keeper, vae: VAE, state: 
 def _place_centres(run: _Run, settings: _Settings, vae: VAE) -> None:
     """Stage 2: k-means on the encoder's means; the RBF network takes the constant scale's place."""
     codes = torch.cat([vae.encoder(x)[0] for x in run.blocks(run.rows)])  # (n, d)
-    rbf = RBFPrecision.from_codes(
-        codes,
-        run.rows.shape[1],
-        n_centres=settings.n_centres,
-        a=settings.a,
-        zeta=settings.zeta,
-        seed=settings.seed,
-    )
+    centres, reach = placed(codes, settings.n_centres, settings.a, settings.seed)
+    if settings.image_shape is None:
+        rbf = RBFPrecision(centres, reach, run.rows.shape[1], zeta=settings.zeta)
+    else:
+        maps = settings.scale_channels[::-1]
+        rbf = ConvRBFPrecision(centres, reach, settings.image_shape, maps, zeta=settings.zeta, seed=settings.seed)
     vae.decoder.scale = run.fabric.broadcast(rbf)
     distance = torch.cdist(codes, rbf.centres).min(dim=1).values
     run.report("centres", 1, 1, float(distance.mean()))
@@ -573,8 +610,8 @@ def _seed(*position: int) -> int:
     return int(words[0]) >> 1  # manual_seed takes 63 bits
 
 
-def _as_rows(X: Tensor | npt.ArrayLike, precision: Any, name: str = "X") -> Tensor:
-    """Return X as a CPU tensor (n, D) of floats, or say what is wrong with it."""
+def _as_numbers(X: Tensor | npt.ArrayLike, precision: Any, name: str = "X") -> Tensor:
+    """Return X as a CPU tensor of floats, or say what is wrong with it."""
     double = str(precision) in ("64", "64-true")
     if isinstance(X, Tensor):
         X = X.detach().cpu().numpy()
@@ -582,11 +619,44 @@ def _as_rows(X: Tensor | npt.ArrayLike, precision: Any, name: str = "X") -> Tens
         raise ValueError(f"{name} is complex: pass real numbers")
     try:
         with np.errstate(over="ignore"):  # what overflows float32 is reported below, as not finite
-            rows = torch.from_numpy(np.require(X, np.float64 if double else np.float32, ["C", "W"]))
+            return torch.from_numpy(np.require(X, np.float64 if double else np.float32, ["C", "W"]))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} cannot be read as rows of numbers ({error}): pass an array (n, D)") from error
+
+
+def _image_shape(shape: tuple[int, ...]) -> ImageShape:
+    """Return channels, height and width of images in an array of some shape, or say what is wrong with it."""
+    match shape:
+        case (_, width):
+            side = math.isqrt(width)
+            if side**2 == width:
+                return 1, side, side
+            raise ValueError(
+                f"X has rows of {width} numbers, which are no square image: pass images (n, height, width) or "
+                "(n, channels, height, width)"
+            )
+        case (_, height, width):
+            return 1, height, width
+        case (_, channels, height, width):
+            if width in (1, 3, 4) and min(channels, height) > 4:
+                raise ValueError(
+                    f"X has shape {shape}, whose last axis looks like that of the channels: pass images "
+                    "(n, channels, height, width), X.movedim(-1, 1) as a tensor"
+                )
+            return channels, height, width
+    raise ValueError(
+        f"X has shape {shape}: pass images (n, height, width) or (n, channels, height, width), or rows (n, D) of "
+        "square ones"
+    )
+
+
+def _as_rows(numbers: Tensor, name: str = "X", *, images: bool = False) -> Tensor:
+    """Return rows (n, D), or say what is wrong with them."""
+    rows = numbers.flatten(1) if images and numbers.ndim > 2 else numbers
     if rows.ndim != 2:
-        raise ValueError(f"{name} has shape {tuple(rows.shape)}: pass rows (n, D), images flattened")
+        raise ValueError(
+            f"{name} has shape {tuple(rows.shape)}: pass rows (n, D), images flattened; architecture='conv' takes images"
+        )
     if len(rows) < 2 or rows.shape[1] < 1:
         raise ValueError(f"{name} has shape {tuple(rows.shape)}: at least two rows and one column are needed")
     bad = (~rows.isfinite()).nonzero()
@@ -618,11 +688,17 @@ def _pick_output(rows: Tensor) -> Output:
     return "tanh" if low >= -1 and high <= 1 else "identity"
 
 
-def _check_layers(hidden: tuple[int, ...], least: int = 0) -> None:
-    if len(hidden) < least:
-        raise ValueError(f"hidden={hidden}: name at least one layer, each of at least one unit")
-    if any(not isinstance(units, Integral) or units < 1 for units in hidden):
-        raise ValueError(f"hidden={hidden}: name whole numbers, at least one unit in each layer")
+def _check_layers(sizes: tuple[int, ...], name: str = "hidden", least: int = 0) -> None:
+    if len(sizes) < least:
+        what = "convolution, each of at least one map" if name == "channels" else "layer, each of at least one unit"
+        raise ValueError(f"{name}={sizes}: name at least one {what}")
+    if any(not isinstance(units, Integral) or units < 1 for units in sizes):
+        raise ValueError(f"{name}={sizes}: name whole numbers, at least one unit in each layer")
+
+
+def _in_json(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings as they come back from JSON."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
 
 def _check_output(output: Output) -> None:

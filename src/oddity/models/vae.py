@@ -7,54 +7,23 @@ The decoder offers what geometry asks of a model: ``mean(z)`` and ``std(z)``. Al
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from oddity.models.conv_rbf import ConvRBFPrecision
+from oddity.models.layers import MLP, ConvDecoder, ConvEncoder, Encoder, ImageShape, Output
 from oddity.models.rbf import RBFPrecision
 from oddity.numerics.expansion import Expansion, layered_expansion
 
-Output = Literal["identity", "sigmoid", "tanh", "softplus"]
 Scale = Literal["constant", "rbf", "network"]
 
 #: Standard deviation of the observation noise: no decoder of this library promises more than two digits of
 #: data of unit size, which also keeps the precision of a constant pixel finite.
 DEFAULT_MIN_STD = 1e-2
 
-_POSTERIOR_FLOOR = 1e-4  # an encoder's standard deviation stays above this, so that its logarithm is finite
-_OUTPUTS = {"identity": nn.Identity, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "softplus": nn.Softplus}
 _BLOCK = 1 << 22  # numbers in one block of a likelihood over prior draws: 32 MB in float64
-
-
-class MLP(nn.Sequential):
-    """A dense network with tanh hidden layers.
-
-    Parameters
-    ----------
-    in_features, out_features : int
-        Sizes of the input and of the output.
-    hidden : sequence of int
-        Sizes of the hidden layers, in order; may be empty.
-    output : {"identity", "sigmoid", "tanh", "softplus"}
-        The last activation.
-
-    Examples
-    --------
-    >>> net = MLP(2, (32, 64), 784, "sigmoid")
-    >>> net(torch.zeros(5, 2)).shape
-    torch.Size([5, 784])
-    """
-
-    def __init__(self, in_features: int, hidden: Sequence[int], out_features: int, output: Output = "identity") -> None:
-        sizes = [in_features, *hidden]
-        layers: list[nn.Module] = []
-        for fan_in, fan_out in pairwise(sizes):
-            layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
-        super().__init__(*layers, nn.Linear(sizes[-1], out_features), _OUTPUTS[output]())
-        self.in_features, self.out_features = in_features, out_features
-        self.hidden, self.output = tuple(hidden), output
 
 
 class ConstantScale(nn.Module):
@@ -140,7 +109,7 @@ class GaussianDecoder(nn.Module):
     Parameters
     ----------
     mean_net : Module
-        Maps codes (*, d) to means (*, D).
+        Maps codes (N, d) to means (N, D).
     scale : Module
         Maps codes (*, d) to **standard deviations** (*, D): :class:`ConstantScale`, :class:`RBFPrecision` or
         :class:`SigmaNetwork`, or your own.
@@ -159,7 +128,8 @@ class GaussianDecoder(nn.Module):
 
     def mean(self, z: Tensor) -> Tensor:
         """Return the mean: (*, d) -> (*, D)."""
-        return self.mean_net(z)  # type: ignore[no-any-return]
+        mean: Tensor = self.mean_net(z.reshape(-1, z.shape[-1]))  # convolutions know one batch axis
+        return mean.reshape(*z.shape[:-1], *mean.shape[1:])
 
     def std(self, z: Tensor) -> Tensor:
         """Return the standard deviation: (*, d) -> (*, D)."""
@@ -182,48 +152,16 @@ class GaussianDecoder(nn.Module):
         return self.mean(z), self.std(z)
 
 
-class Encoder(nn.Module):
-    """The approximate posterior ``q(z | x) = N(mean(x), diag(std(x)^2))``.
-
-    The first layer is shared; the mean (linear output) and the standard deviation (softplus) have their own
-    layers after it.
-
-    Parameters
-    ----------
-    data_dim, latent_dim : int
-        Sizes D and d.
-    hidden : sequence of int
-        Sizes of the hidden layers, at least one.
-
-    Examples
-    --------
-    >>> mean, std = Encoder(784, 2)(torch.zeros(5, 784))
-    >>> mean.shape, bool((std > 0).all())
-    (torch.Size([5, 2]), True)
-    """
-
-    def __init__(self, data_dim: int, latent_dim: int, hidden: Sequence[int] = (64, 32)) -> None:
-        super().__init__()
-        self.data_dim, self.latent_dim, self.hidden = data_dim, latent_dim, tuple(hidden)
-        first, *rest = hidden
-        self.shared = nn.Sequential(nn.Linear(data_dim, first), nn.Tanh())
-        self.mean_net = MLP(first, rest, latent_dim)
-        self.std_net = MLP(first, rest, latent_dim, "softplus")
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation: (*, D) -> (*, d), (*, d)."""
-        features = self.shared(x)
-        return self.mean_net(features), self.std_net(features) + _POSTERIOR_FLOOR
-
-
 class VAE(nn.Module):
     """A variational autoencoder: an :class:`Encoder`, a :class:`GaussianDecoder` and the prior N(0, I).
 
-    Every method takes any leading shape, checks what it is given, and keeps its dtype and device.
+    Every method takes any leading shape, checks what it is given, and keeps its dtype and device. A convolutional
+    model takes images (*, channels, height, width), those of one channel as (*, height, width) too, as well as rows
+    (*, D); what it gives are rows.
 
     Parameters
     ----------
-    encoder : Encoder
+    encoder : Encoder or ConvEncoder
         Or any module ``x -> (mean, std)`` with ``data_dim`` and ``latent_dim``.
     decoder : GaussianDecoder
         Or any module with ``mean(z)`` and ``std(z)``.
@@ -236,7 +174,7 @@ class VAE(nn.Module):
     (torch.Size([5, 2]), torch.Size([5]))
     """
 
-    def __init__(self, encoder: Encoder, decoder: GaussianDecoder) -> None:
+    def __init__(self, encoder: Encoder | ConvEncoder, decoder: GaussianDecoder) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
 
@@ -250,6 +188,11 @@ class VAE(nn.Module):
         """The dimension D of a data point."""
         return self.encoder.data_dim
 
+    @property
+    def image_shape(self) -> ImageShape | None:
+        """Channels, height and width of the images that a convolutional model takes; None for another model."""
+        return getattr(self.encoder, "image_shape", None)
+
     def encode(self, x: Tensor) -> Tensor:
         """Return the posterior mean, the same at every call: (*, D) -> (*, d)."""
         return self.posterior(x)[0]
@@ -262,8 +205,7 @@ class VAE(nn.Module):
         ValueError
             When ``x`` has another last dimension, dtype or device than the model, or is not finite.
         """
-        self._check(x)
-        return self.encoder(x)  # type: ignore[no-any-return]
+        return self.encoder(self._admitted(x))  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the reconstruction, the decoder's mean at the posterior mean: (*, D) -> (*, D)."""
@@ -293,7 +235,7 @@ class VAE(nn.Module):
         ValueError
             As :meth:`posterior`.
         """
-        self._check(x)
+        x = self._admitted(x)
         noise = normal((*x.shape[:-1], self.latent_dim), x, generator)
         return evidence_bound(self, x, noise, kl_weight)
 
@@ -319,7 +261,7 @@ class VAE(nn.Module):
         ValueError
             As :meth:`posterior`, or when ``n_samples`` < 1.
         """
-        self._check(x)
+        x = self._admitted(x)
         if n_samples < 1:
             raise ValueError(f"n_samples={n_samples}: at least one draw is needed")
         rows = x.reshape(-1, self.data_dim).double()
@@ -330,14 +272,19 @@ class VAE(nn.Module):
             total = torch.logaddexp(total, log_density.logsumexp(dim=1))
         return (total - math.log(n_samples)).to(x.dtype).reshape(x.shape[:-1])
 
-    def _check(self, x: Tensor) -> None:
-        like = next(self.parameters())
+    def _admitted(self, x: Tensor) -> Tensor:
+        """Return data as rows (*, D), or say what is wrong with them."""
+        like, image = next(self.parameters()), self.image_shape or ()
         if not isinstance(x, Tensor):
             raise ValueError(f"x is a {type(x).__name__}: pass torch.as_tensor(x, dtype={like.dtype})")
+        for shape in (image, image[1:] if image[:1] == (1,) else ()):
+            if shape and x.shape[-len(shape) :] == shape:
+                x = x.reshape(*x.shape[: -len(shape)], self.data_dim)
         if x.ndim < 1 or x.shape[-1] != self.data_dim:
             raise ValueError(
-                f"x has shape {tuple(x.shape)}, the model takes (*, {self.data_dim}): "
-                "pass rows of the length it was fitted on"
+                f"x has shape {tuple(x.shape)}, the model takes (*, {self.data_dim})"
+                + (f" or images (*, {', '.join(map(str, image))}): pass those" if image else ": pass rows")
+                + " of the length it was fitted on"
             )
         if x.dtype != like.dtype:
             raise ValueError(f"x is {x.dtype}, the model {like.dtype}: pass x.to({like.dtype}) or convert the model")
@@ -346,6 +293,7 @@ class VAE(nn.Module):
         if not bool(torch.isfinite(x).all()):
             count = int((~torch.isfinite(x)).sum())
             raise ValueError(f"x has {count} values that are not finite: remove or fill them first")
+        return x
 
 
 @dataclass(frozen=True)
@@ -368,6 +316,12 @@ class Architecture:
         Centres of an :class:`RBFPrecision`.
     min_std : float
         Floor of a constant or network scale.
+    image_shape : tuple of int, optional
+        Channels, height and width of the data of a convolutional model (:class:`ConvEncoder`, :class:`ConvDecoder`).
+    channels : tuple of int
+        Its feature maps, from the image upwards; the decoder has them in reverse.
+    scale_channels : tuple of int
+        Maps of a :class:`ConvRBFPrecision`, from the image upwards; empty for a plain :class:`RBFPrecision`.
 
     Examples
     --------
@@ -384,14 +338,26 @@ class Architecture:
     scale_hidden: tuple[int, ...] = ()
     n_centres: int = 0
     min_std: float = DEFAULT_MIN_STD
+    image_shape: ImageShape | None = None
+    channels: tuple[int, ...] = ()
+    scale_channels: tuple[int, ...] = ()
 
     def build(self, seed: int = 0) -> VAE:
         """Return a model with random weights; the global random state is left alone."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            encoder = Encoder(self.data_dim, self.latent_dim, self.hidden)
-            mean_net = MLP(self.latent_dim, self.hidden[::-1], self.data_dim, self.output)
-            return VAE(encoder, GaussianDecoder(mean_net, self._build_scale()))
+            return VAE(self._build_encoder(), GaussianDecoder(self._build_mean(), self._build_scale()))
+
+    def _build_encoder(self) -> Encoder | ConvEncoder:
+        if self.image_shape is None:
+            return Encoder(self.data_dim, self.latent_dim, self.hidden)
+        return ConvEncoder(self.image_shape, self.latent_dim, self.channels, self.hidden)
+
+    def _build_mean(self) -> MLP | ConvDecoder:
+        hidden, channels = self.hidden[::-1], self.channels[::-1]
+        if self.image_shape is None:
+            return MLP(self.latent_dim, hidden, self.data_dim, self.output)
+        return ConvDecoder(self.latent_dim, hidden, channels, self.image_shape, self.output)
 
     def _build_scale(self) -> nn.Module:
         match self.scale:
@@ -400,8 +366,10 @@ class Architecture:
             case "network":
                 return SigmaNetwork(self.latent_dim, self.scale_hidden, self.data_dim, self.min_std)
             case "rbf":
-                centres = torch.zeros(self.n_centres, self.latent_dim)
-                return RBFPrecision(centres, torch.ones(self.n_centres), self.data_dim)
+                centres, ones = torch.zeros(self.n_centres, self.latent_dim), torch.ones(self.n_centres)
+                if self.image_shape is None or not self.scale_channels:
+                    return RBFPrecision(centres, ones, self.data_dim)
+                return ConvRBFPrecision(centres, ones, self.image_shape, self.scale_channels[::-1])
 
     @classmethod
     def of(cls, vae: VAE) -> Self:
@@ -413,17 +381,23 @@ class Architecture:
             When a part is of another class, or the decoder's mean does not mirror the encoder.
         """
         encoder, mean_net, scale = vae.encoder, vae.decoder.mean_net, vae.decoder.scale
-        if type(encoder) is not Encoder or type(mean_net) is not MLP:
+        about: dict[str, Any]
+        if type(encoder) is Encoder and type(mean_net) is MLP:
+            images: dict[str, Any] = {}
+        elif type(encoder) is ConvEncoder and type(mean_net) is ConvDecoder:
+            images = _maps(encoder, encoder.channels)
+        else:
             raise ValueError(
                 f"a model of {type(encoder).__name__} and {type(mean_net).__name__} has no description: "
-                "only Encoder and MLP have; store your own parts with safetensors"
+                "only Encoder and MLP, ConvEncoder and ConvDecoder have; store your own parts with safetensors"
             )
-        about: dict[str, Any]
         match scale:
             case ConstantScale():
                 about = {"scale": "constant", "min_std": scale.min_std}
             case SigmaNetwork():
                 about = {"scale": "network", "min_std": scale.min_std, "scale_hidden": scale.net.hidden}
+            case ConvRBFPrecision():
+                about = {"scale": "rbf", "n_centres": len(scale.centres), "scale_channels": scale.channels[::-1]}
             case RBFPrecision():
                 about = {"scale": "rbf", "n_centres": len(scale.centres)}
             case _:
@@ -435,13 +409,20 @@ class Architecture:
             raise ValueError(
                 f"the decoder's hidden layers {mean_net.hidden} do not mirror the encoder's {encoder.hidden}"
             )
+        if isinstance(mean_net, ConvDecoder) and images != _maps(mean_net, mean_net.channels[::-1]):
+            raise ValueError(f"the decoder's maps {mean_net.channels} do not mirror the encoder's {encoder.channels}")
         return cls(
             data_dim=encoder.data_dim,
             latent_dim=encoder.latent_dim,
             hidden=encoder.hidden,
             output=mean_net.output,
+            **images,
             **about,
         )
+
+
+def _maps(net: ConvEncoder | ConvDecoder, channels: tuple[int, ...]) -> dict[str, Any]:
+    return {"image_shape": net.image_shape, "channels": channels}
 
 
 def evidence_bound(vae: VAE, x: Tensor, noise: Tensor, kl_weight: float) -> Tensor:

@@ -21,8 +21,8 @@ from oddity.app.paper.lab import Lab, Record, summary
 from oddity.geometry.manifold import Manifold
 from oddity.geometry.pullback import Pullback, expected_metric
 from oddity.geometry.roadmap import Roadmap
+from oddity.models.layers import MLP
 from oddity.models.training import fit_sigma_network, fit_vae
-from oddity.models.vae import MLP
 
 Array = NDArray[np.floating[Any]]
 

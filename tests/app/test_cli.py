@@ -83,6 +83,7 @@ def test_the_defaults_of_the_command_are_those_of_the_library() -> None:
     library = {name: p.default for name, p in inspect.signature(oddity.fit_vae).parameters.items()}
     command = {name: p.default for name, p in inspect.signature(training.train).parameters.items()}
     command |= {"n_centres": command.pop("centres"), "hidden": tuple(map(int, command["hidden"].split(",")))}
+    command["channels"] = tuple(map(int, command["channels"].split(",")))
     shared = command.keys() & library.keys()
     assert {"epochs", "lr", "zeta", "a", "n_centres", "checkpoint_every", "precision"} <= shared
     assert {name: command[name] for name in shared} == {name: library[name] for name in shared}
@@ -99,6 +100,33 @@ def test_train_keeps_what_later_commands_need(model: Path) -> None:
     assert saved.info["image_shape"] == [8, 8]
     assert saved.info["training"]["epochs"] == 80
     assert list(model.parent.iterdir()) == [model]  # no checkpoint is left
+
+
+@pytest.mark.parametrize("shape", [(40, 9, 6), (40, 3, 7, 6), (40, 7, 6, 3)])
+def test_a_convolutional_model_of_images(shape, here: Path) -> None:
+    images = np.random.default_rng(0).random(shape)
+    np.save("a.npy", images)
+    conv = ["--architecture", "conv", "--channels", "3,4", "--batch-size", "16"]
+    assert main(["train", "a.npy", "-o", "m", *conv, *QUICK]) == 0
+    saved = load_model("m")
+    assert saved.vae.image_shape == {(9, 6): (1, 9, 6)}.get(shape[1:], (3, 7, 6))
+    assert main(["encode", "m", "a.npy", "-o", "z.npy"]) == 0
+    np.testing.assert_array_equal(np.load("z.npy"), saved.codes)
+    if shape[-1] == 3:
+        images = np.moveaxis(images, -1, 1)
+    torch.testing.assert_close(saved.vae.encode(torch.tensor(images).float()), saved.codes)
+    assert main(["info", "m"]) == 0
+    assert main(["geodesic", "m", "--from", "3", "--to", "5", "-o", "g.npz"]) == 0
+    assert main(["interpolate", "m", "--from", "3", "--to", "5", "--frames", "4", "-o", "f.png"]) == 0
+    assert is_png("f.png")
+
+
+def test_convolutions_need_images(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save("a.npy", np.zeros((10, 12)))
+    assert main(["train", "a.npy", "-o", "m", "--architecture", "conv"]) != 0
+    assert "name their height and width with --image-shape" in " ".join(capsys.readouterr().err.split())
+    assert main(["train", "a.npy", "-o", "m", "--architecture", "conv", "--image-shape", "3,4", *QUICK]) == 0
+    assert load_model("m").vae.image_shape == (1, 3, 4)
 
 
 def test_info(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from oddity.app import datasets
-from oddity.app.datasets import load, open_dataset
+from oddity.app.datasets import Dataset, load, open_dataset
 
 ROWS = np.arange(12.0).reshape(4, 3)
 
@@ -129,7 +129,13 @@ def test_npy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "width", "image_shape"),
-    [((2, 4, 5), 20, (4, 5)), ((2, 4, 5, 1), 20, (4, 5)), ((2, 4, 5, 3), 60, (4, 5, 3))],
+    [
+        ((2, 4, 5), 20, (4, 5)),
+        ((2, 4, 5, 1), 20, (4, 5)),
+        ((2, 1, 4, 5), 20, (4, 5)),
+        ((2, 4, 5, 3), 60, (4, 5, 3)),
+        ((2, 3, 4, 5), 60, (3, 4, 5)),
+    ],
 )
 def test_npy_of_images(shape, width: int, image_shape, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.ones(shape, np.uint8))
@@ -314,3 +320,14 @@ def test_rows_as_images() -> None:
     assert data.as_images([4, 16]).image_shape == (4, 16)
     with pytest.raises(ValueError, match="64 columns are not images of 8 x 9"):
         data.as_images([8, 9])
+
+
+def test_images_as_convolutions_take_them() -> None:
+    rows = np.arange(2 * 4 * 5 * 3, dtype=np.float32)
+    last = Dataset("colours", rows.reshape(2, 60), image_shape=(4, 5, 3)).as_maps()
+    assert last.image_shape == (3, 4, 5)
+    np.testing.assert_array_equal(last.X.reshape(2, 3, 4, 5), np.moveaxis(rows.reshape(2, 4, 5, 3), -1, 1))
+    assert last.as_maps() is last
+    assert Dataset("square", rows.reshape(-1, 4)).as_maps().image_shape == (2, 2)
+    with pytest.raises(ValueError, match="rows of 60 numbers, which are no square image: name their height and width"):
+        Dataset("rows", rows.reshape(2, 60)).as_maps()

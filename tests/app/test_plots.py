@@ -212,3 +212,12 @@ def test_a_figure_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
 def test_no_global_state_of_matplotlib_is_loaded() -> None:
     code = "import sys, oddity.app.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_pictures_of_either_order_of_axes_are_the_same() -> None:
+    images = np.random.default_rng(0).random((2, 6, 5, 3))
+    first, last = np.moveaxis(images, -1, 1).reshape(2, 90), images.reshape(2, 90)
+    np.testing.assert_array_equal(plots.pictures(first, (3, 6, 5)), images)
+    np.testing.assert_array_equal(plots.pictures(last, (6, 5, 3)), images)
+    assert plots.pictures(first[:, :60], (2, 6, 5)).shape == (2, 6, 5)
+    assert plots.sheet(first, (3, 6, 5), "two").axes[0].images[0].get_array().shape == (6, 11, 3)

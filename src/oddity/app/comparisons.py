@@ -28,6 +28,7 @@ from oddity.app.plots import (
     _scatter_codes,
     _where,
     class_colour,
+    pictures,
 )
 
 _DPI = 200
@@ -311,8 +312,8 @@ def _fill(
 ) -> None:
     """Draw decoded rows (n, D) into cells, each in a frame of its colour; cells that are left over are removed."""
     norm = norm or Normalize(*_range([rows]))
-    for cell, row, colour in zip(cells, rows, colours, strict=False):
-        image = row.reshape(image_shape or (-1, 1))
+    images = rows[:, :, None] if image_shape is None else pictures(rows, image_shape)
+    for cell, image, colour in zip(cells, images, colours, strict=False):
         look: dict[str, Any] = {
             "cmap": "gray" if image_shape else "viridis",
             "aspect": "equal" if image_shape else "auto",

@@ -6,6 +6,7 @@ answered with one sentence on how to get it.
 
 import csv
 import gzip
+import math
 import os
 import pickle
 import struct
@@ -38,7 +39,7 @@ class Dataset:
     y : ndarray of int64, shape (n,), or None
         The labels.
     image_shape : tuple of int, or None
-        (height, width) or (height, width, channels) of a row that is an image.
+        (height, width), (height, width, channels) or (channels, height, width) of a row that is an image.
     class_names : dict from int to str
         The name of each label that has one; empty where the labels are numbers.
 
@@ -71,6 +72,37 @@ class Dataset:
         if len(shape) not in (2, 3) or np.prod(shape) != self.X.shape[1] or min(shape) < 1:
             raise ValueError(f"rows of {self.X.shape[1]} columns are not images of {' x '.join(map(str, shape))}")
         return replace(self, image_shape=tuple(shape))
+
+    def as_maps(self) -> "Dataset":
+        """Return the same images, channels first, as convolutions take them; rows without a shape as square ones.
+
+        Raises
+        ------
+        ValueError
+            If a row is no square image, and nothing else is known of it.
+
+        Examples
+        --------
+        >>> Dataset("colours", np.zeros((2, 60), np.float32), image_shape=(4, 5, 3)).as_maps().image_shape
+        (3, 4, 5)
+        """
+        if self.image_shape is None:
+            side = math.isqrt(self.X.shape[1])
+            if side**2 != self.X.shape[1]:
+                raise ValueError(
+                    f"{self.name} has rows of {self.X.shape[1]} numbers, which are no square image: name their height "
+                    "and width with --image-shape, or give an array (n, h, w) or (n, c, h, w)"
+                )
+            return replace(self, image_shape=(side, side))
+        if not channels_last(self.image_shape):
+            return self
+        images = np.moveaxis(self.X.reshape(-1, *self.image_shape), -1, 1)
+        return replace(self, X=np.ascontiguousarray(images).reshape(self.X.shape), image_shape=images.shape[1:])
+
+
+def channels_last(image_shape: Sequence[int]) -> bool:
+    """Whether the last of three axes is that of the channels: one, three or four of them."""
+    return len(image_shape) == 3 and image_shape[-1] in (1, 3, 4)
 
 
 class _Raw(NamedTuple):
@@ -151,11 +183,16 @@ def open_dataset(
 def _checked(name: str, raw: _Raw) -> Dataset:
     """Refuse what no model could use, in the order in which a reader would look for it."""
     X, y, shape, class_names = raw
-    if X.ndim == 3 or (X.ndim == 4 and X.shape[-1] in (1, 3, 4)):
-        shape = X.shape[1:3] if X.ndim == 3 or X.shape[-1] == 1 else X.shape[1:]
+    if X.ndim == 3 or (X.ndim == 4 and (channels_last(X.shape[1:]) or X.shape[1] in (1, 3, 4))):
+        shape = X.shape[1:]
+        if X.ndim == 4 and 1 in (X.shape[1], X.shape[-1]):  # grey
+            shape = shape[:2] if shape[-1] == 1 else shape[1:]
         X = X.reshape(len(X), int(np.prod(X.shape[1:])))
     if X.ndim != 2:
-        raise ValueError(f"{name} holds an array of shape {X.shape}: give rows (n, D) or images (n, h, w)")
+        raise ValueError(
+            f"{name} holds an array of shape {X.shape}: give rows (n, D) or images (n, h, w), (n, h, w, c) or "
+            "(n, c, h, w) with one, three or four channels c"
+        )
     if X.size == 0:
         raise ValueError(f"{name} is empty: it holds {X.shape[0]} rows of {X.shape[1]} columns")
     if y is not None and y.shape != (len(X),):

@@ -26,7 +26,8 @@ from oddity.statistics.land import LAND
 
 def rows(data: Dataset, vae: VAE) -> Tensor:
     """Return data as the encoder takes them: (n, D)."""
-    return torch.from_numpy(data.X).to(next(vae.parameters()))
+    maps = vae.image_shape is not None and data.image_shape is not None
+    return torch.from_numpy((data.as_maps() if maps else data).X).to(next(vae.parameters()))
 
 
 def labels(data: Dataset) -> Tensor | None:

@@ -20,6 +20,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import RegularGridInterpolator
 
+from oddity.app.datasets import channels_last
 from oddity.app.files import check_writable, replacing
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
@@ -235,6 +236,24 @@ def interpolations(
     return figure
 
 
+def pictures(rows: Array, image_shape: tuple[int, ...]) -> Array:
+    """Return rows (n, D) as pictures (n, height, width) or, in three or four colours, (n, height, width, channels).
+
+    Images of any other number of channels are drawn by the mean of those.
+
+    Examples
+    --------
+    >>> pictures(np.zeros((2, 60)), (3, 4, 5)).shape, pictures(np.zeros((2, 40)), (2, 4, 5)).shape
+    ((2, 4, 5, 3), (2, 4, 5))
+    """
+    images = rows.reshape(-1, *image_shape)
+    if len(image_shape) == 2:
+        return images
+    if not channels_last(image_shape):
+        images = np.moveaxis(images, 1, -1)
+    return images if images.shape[-1] in (3, 4) else images.mean(-1)
+
+
 def sheet(images: ArrayLike, image_shape: tuple[int, ...], title: str) -> Figure:
     """Draw images (n, D) on one sheet, row after row.
 
@@ -244,17 +263,17 @@ def sheet(images: ArrayLike, image_shape: tuple[int, ...], title: str) -> Figure
     >>> figure.axes[0].images[0].get_array().shape  # three rows of three, gaps between them
     (14, 14)
     """
-    pictures = np.asarray(images, dtype=float).reshape(-1, *image_shape)
-    columns = math.ceil(math.sqrt(len(pictures)))
-    missing = -len(pictures) % columns
-    pictures = np.concatenate([pictures, np.full((missing, *image_shape), np.nan if len(image_shape) == 2 else 1.0)])
-    gap = max(1, image_shape[1] // 14)
-    rows = [_join(row, gap, axis=1) for row in pictures.reshape(-1, columns, *image_shape)]
+    whole = pictures(np.asarray(images, dtype=float), image_shape)
+    columns = math.ceil(math.sqrt(len(whole)))
+    missing, grey = -len(whole) % columns, whole.ndim == 3
+    whole = np.concatenate([whole, np.full((missing, *whole.shape[1:]), np.nan if grey else 1.0)])
+    gap = max(1, whole.shape[2] // 14)
+    rows = [_join(row, gap, axis=1) for row in whole.reshape(-1, columns, *whole.shape[1:])]
     whole = _join(rows, gap, axis=0)
     height, width = whole.shape[:2]
     figure = Figure(figsize=(7.2, 7.2 * height / width + 0.3), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
-    axes.imshow(whole if len(image_shape) == 2 else whole.clip(0, 1), cmap="gray", interpolation="nearest")
+    axes.imshow(whole if grey else whole.clip(0, 1), cmap="gray", interpolation="nearest")
     axes.set_axis_off()
     axes.set_title(title, loc="left", fontsize="medium")
     return figure
@@ -368,8 +387,8 @@ def _strip(frames: Array, image_shape: tuple[int, ...] | None) -> Array:
     """Lay images (frames, D) side by side with gaps; frames without a shape stay rows of numbers."""
     if image_shape is None:
         return frames
-    images = list(frames.reshape(len(frames), *image_shape))
-    return _join(images, max(1, image_shape[1] // 14), axis=1)
+    images = pictures(frames, image_shape)
+    return _join(list(images), max(1, images.shape[2] // 14), axis=1)
 
 
 def _join(images: Sequence[Array], gap: int, axis: int) -> Array:

@@ -26,6 +26,13 @@ class Accelerator(StrEnum):
     mps = "mps"
 
 
+class Layers(StrEnum):
+    """Of the encoder and the decoder."""
+
+    dense = "dense"
+    conv = "conv"
+
+
 class Precision(StrEnum):
     """Of the arithmetic in training."""
 
@@ -42,6 +49,8 @@ def train(
     latent_dim: Annotated[int, Option(min=1, help="Dimension of the latent space.")] = 2,
     classes: Classes = None,
     image_shape: Annotated[str | None, Option(metavar="H,W", help="Rows are images of this height and width.")] = None,
+    architecture: Annotated[Layers, Option(help="Dense layers, or convolutions for images.")] = Layers.dense,
+    channels: Annotated[str, Option(metavar="LIST", help="Maps of the encoder's convolutions.")] = "16,32",
     hidden: Annotated[str, Option(metavar="LIST", help="Units in the encoder's hidden layers.")] = "64,32",
     epochs: Annotated[int, Option(min=1, help="Epochs of the encoder and the mean.")] = 200,
     variance_epochs: Annotated[int, Option(min=1, help="Epochs of the precision network.")] = 50,
@@ -80,8 +89,12 @@ def train(
     rows = open_dataset(data, listed(classes))
     if image_shape is not None:
         rows = rows.as_images(_integers("--image-shape", image_shape))
+    if architecture is Layers.conv:
+        rows = rows.as_maps()
     settings: dict[str, Any] = {
         "latent_dim": latent_dim,
+        "architecture": architecture.value,
+        "channels": _integers("--channels", channels),
         "hidden": _integers("--hidden", hidden),
         "epochs": epochs,
         "variance_epochs": variance_epochs,
@@ -94,11 +107,12 @@ def train(
         "seed": seed,
         "precision": precision.value,
     }
+    X = rows.X if architecture is Layers.dense else rows.X.reshape(-1, *(rows.image_shape or ()))
     engine: dict[str, Any] = {"accelerator": accelerator.value, "devices": devices, "strategy": strategy}
     keeping: dict[str, Any] = {"checkpoint": checkpoint, "checkpoint_every": checkpoint_every, "resume": resume}
     try:
         with training_bars() as progress:
-            vae = fit_vae(rows.X, **settings, **engine, **keeping, progress=progress)
+            vae = fit_vae(X, **settings, **engine, **keeping, progress=progress)
     except KeyboardInterrupt:
         kept = f"go on from {checkpoint} with --resume" if checkpoint.exists() else "no checkpoint was due yet"
         raise Interrupted(f"interrupted: {kept}") from None

@@ -194,6 +194,13 @@ class TestFit:
         v = M.log(z[:1], z[6:7])
         torch.testing.assert_close(M.exp(z[:1], v), z[6:7], rtol=1e-2, atol=1e-2)
 
+    def test_uncertainty_of_ones_own_keeps_the_closed_form(self, trained):
+        X, vae, _ = trained
+        uncertain = oddity.add_uncertainty(vae.decoder.mean_net, vae.encode(X), X, epochs=2, n_centres=4)
+        M = oddity.expected_metric(uncertain)
+        assert M.metric(vae.encode(X)).isfinite().all()
+        assert [part.differential.mode for part in M.parts] == ["closed form", "closed form"]
+
     def test_elbo_sample_and_likelihood(self, trained):
         X, vae, _ = trained
         assert vae.sample(7, generator=rng()).shape == (7, 54)

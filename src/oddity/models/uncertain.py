@@ -153,7 +153,7 @@ def add_uncertainty(
     return UncertainDecoder(
         f.function,
         rbf.eval().requires_grad_(False),
-        expansion if f.closed_form else None,
+        expansion if f.mode == "closed form" else None,
         std_on_data=on,
         std_off_data=off,
         explained=1 - left / total if total else float(left == 0),

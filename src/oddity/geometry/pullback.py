@@ -95,7 +95,7 @@ class Pullback(Manifold):
         return self.ambient.push(self.differential(z)[..., None, :].expand(J.mT.shape), J.mT).mT
 
     def _few_grams(self, z: Tensor, dtype: torch.dtype) -> Tensor:
-        if self.ambient is not None:
+        if self.ambient is not None or type(self).frame is not Pullback.frame:
             return super()._few_grams(z, dtype)
         frame = self.differential.value_and_frame(z)[1].to(dtype)
         return gram(frame, frame)

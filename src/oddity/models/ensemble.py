@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from oddity._version import __version__
+from oddity.models.layers import Output
 from oddity.models.storage import read_folder, rebuilt, write_folder
 from oddity.models.training import (
     _MEMBER,
@@ -32,7 +33,7 @@ from oddity.models.training import (
     _Schedule,
     _seed,
 )
-from oddity.models.vae import DEFAULT_MIN_STD, VAE, Architecture, Output
+from oddity.models.vae import DEFAULT_MIN_STD, VAE, Architecture
 
 __all__ = ["Ensemble", "fit_ensemble", "load_ensemble", "save_ensemble"]
 

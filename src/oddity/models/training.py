@@ -655,7 +655,8 @@ def _as_rows(numbers: Tensor, name: str = "X", *, images: bool = False) -> Tenso
     rows = numbers.flatten(1) if images and numbers.ndim > 2 else numbers
     if rows.ndim != 2:
         raise ValueError(
-            f"{name} has shape {tuple(rows.shape)}: pass rows (n, D), images flattened; architecture='conv' takes images"
+            f"{name} has shape {tuple(rows.shape)}: pass rows (n, D), images flattened; "
+            "architecture='conv' takes images"
         )
     if len(rows) < 2 or rows.shape[1] < 1:
         raise ValueError(f"{name} has shape {tuple(rows.shape)}: at least two rows and one column are needed")

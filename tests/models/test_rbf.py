@@ -323,10 +323,14 @@ def test_expansion_agrees_with_automatic_derivatives() -> None:
     with torch.no_grad():
         rbf.weight.copy_(torch.rand(7, 5, generator=g))
     z, w = torch.randn(4, 3, generator=g).double(), torch.randn(4, 7, generator=g).double()
-    value, frame, bend = rbf.expand_std(z)
+    p, q = torch.randn(2, 2, 4, 3, generator=g).double()
+    value, frame, bend, second = rbf.expand_std(z)
     torch.testing.assert_close(value, rbf.std(z))
     for n in range(4):
         J = torch.autograd.functional.jacobian(lambda x: rbf.std(x), z[n])
         H = torch.autograd.functional.hessian(lambda x, n=n: (w[n] * rbf.std(x)).sum(), z[n])
         torch.testing.assert_close(frame[:, n].T, J)
         torch.testing.assert_close(bend(w)[n], H)
+        torch.testing.assert_close(
+            (second(p, q)[:, n] * w[n]).sum(-1), torch.einsum("ki,ij,kj->k", p[:, n], H, q[:, n])
+        )

@@ -40,7 +40,7 @@ def test_second_derivative_is_the_slope_of_the_first(module) -> None:
         expected = (f.push(z + h * v, u) - f.push(z - h * v, u)) / (2 * h)
         torch.testing.assert_close(f.second(z, u, v), expected, rtol=1e-5, atol=1e-8)
         torch.testing.assert_close(f.second(z, u, v), f.second(z, v, u))
-    assert f.second_mode in SECOND_MODES
+    assert f.second_mode in {*SECOND_MODES, "closed form"}
 
 
 @pytest.mark.parametrize("mode", list(SECOND_MODES))
@@ -66,6 +66,21 @@ def test_closed_forms_and_automatic_derivatives_agree() -> None:
     torch.testing.assert_close(closed.pulled_second(z, u, v), auto.pulled_second(z, u, v))
     w = closed(z)
     torch.testing.assert_close(closed.pull(z, w), auto.pull(z, w))
+
+
+@pytest.mark.parametrize("last", [nn.Identity, nn.Sigmoid, nn.Softplus, nn.Tanh])
+def test_second_derivatives_of_a_dense_network_in_closed_form(last: type[nn.Module]) -> None:
+    module = nn.Sequential(*net(), nn.Tanh(), nn.Linear(5, 6, dtype=torch.float64), last()).eval()
+    z, (u, v) = some_points(), vectors(2)
+    closed, auto = Differential(module), Differential(module, mode="jvp")
+    expected = auto.second(z, u, v)
+    torch.testing.assert_close(closed.second(z, u, v), expected)
+    for f in (closed, auto):
+        frame, (uv, vv) = f.bends(z, torch.stack([u, v]), torch.stack([v, v]))
+        torch.testing.assert_close(frame, auto.value_and_frame(z)[1])
+        torch.testing.assert_close(uv, expected)
+        torch.testing.assert_close(vv, auto.second(z, v, v))
+    assert (closed.second_mode, auto.second_mode) == ("closed form", "nested jvp")
 
 
 def test_shapes_broadcast() -> None:

@@ -44,10 +44,7 @@ def riemann(M: Manifold, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
 
 
 def _riemann(M: Manifold, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    uu, vv = M.force(z, u), M.force(z, v)
-    uv = (M.force(z, u + v) - M.force(z, u - v)) / 4
-    squares = (uv * M._sharp(z, uv)).sum(-1) - (uu * M._sharp(z, vv)).sum(-1)
-    return M.linear_curvature(z, u, v) + squares
+    return M._curving(z, u, v).curvature()
 
 
 def sectional_curvature(M: Manifold, z: Tensor, u: Tensor, v: Tensor) -> Tensor:

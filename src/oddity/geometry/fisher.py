@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
 from oddity.geometry.families import Family, family_of
-from oddity.geometry.manifold import _POINTS_AT_A_TIME, Manifold
+from oddity.geometry.manifold import _POINTS_AT_A_TIME, Curving, Manifold
 from oddity.geometry.pullback import Pullback, StochasticDecoder
 from oddity.geometry.spaces import TensorField
 from oddity.numerics.autodiff import Differential
@@ -136,6 +136,9 @@ class FisherMetric(Manifold):
             for part in z.detach().reshape(-1, z.shape[-1]).split(_POINTS_AT_A_TIME):
                 refuse_invalid(plain(self._likelihood(part)), self._likelihood.name)
 
+    def _frames_in_memory(self, d: int) -> int:
+        return super()._frames_in_memory(d) if self._found is None else self._found._frames_in_memory(d)
+
     def _gram(self, z: Tensor, dtype: torch.dtype) -> Tensor:
         return self.at(z)._gram(z, dtype)
 
@@ -172,6 +175,12 @@ class FisherMetric(Manifold):
     def linear_curvature(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Linear curvature of the pullback."""
         return self.at(z).linear_curvature(z, u, v)
+
+    def _metric_and_force(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return self.at(z)._metric_and_force(z, v)
+
+    def _curving(self, z: Tensor, u: Tensor, v: Tensor) -> Curving:
+        return self.at(z)._curving(z, u, v)
 
     def _sketch(self, z: Tensor, whiten: Tensor, tolerance: float) -> Manifold:
         return self.at(z)._sketch(z, whiten, tolerance)

@@ -11,7 +11,7 @@ import abc
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from oddity.geometry.curve import Geodesic
     from oddity.geometry.maps import Trajectory
 
-__all__ = ["Manifold", "Scaled", "Sum", "in_chart"]
+__all__ = ["Curving", "Manifold", "Scaled", "Sum", "in_chart"]
 
 _POINTS_AT_A_TIME = 264  # frames of so many points stay in a processor's cache
 
@@ -533,18 +533,26 @@ class Manifold(abc.ABC):
 
     def _acceleration(self, z: Tensor, v: Tensor) -> Tensor:
         """Acceleration without the check: where a solver tries a point that is no good, the answer is NaN."""
-        return self._by_rows(lambda x, y: self._sharp(x, self.force(x, y)), z, v)
+        return self._by_rows(lambda *x: _solve(*self._metric_and_force(*x)), z, v)
 
     def _sharp(self, z: Tensor, covector: Tensor) -> Tensor:
         """Vector G(z)^-1 p of a covector p: ``(*, d), (*, d) -> (*, d)``, NaN where the metric is singular."""
-        L, info = torch.linalg.cholesky_ex(self._grams(z))
-        v = torch.cholesky_solve(covector[..., None], L)[..., 0]
-        return torch.where((info > 0)[..., None], torch.nan, v)
+        return _solve(self._grams(z), covector)
+
+    def _metric_and_force(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """G(z) and the force together, where they share work: ``(N, d)`` twice ``-> (N, d, d), (N, d)``."""
+        return self._grams(z), self.force(z, v)
+
+    def _curving(self, z: Tensor, u: Tensor, v: Tensor) -> Curving:
+        """What the curvature of the plane of u and v is made of: ``(N, d)`` three times."""
+        mixed = (self.force(z, u + v) - self.force(z, u - v)) / 4
+        return Curving(self._grams(z), self.force(z, u), mixed, self.force(z, v), self.linear_curvature(z, u, v))
 
     def _by_rows(self, f: Callable[..., Tensor], *points: Tensor) -> Tensor:
         """Apply a rowwise function to tensors ``(*, d)`` of one shape, so many rows at a time as stay in cache."""
         shape = points[0].shape
-        rows = [x.reshape(-1, shape[-1]).split(_POINTS_AT_A_TIME) for x in points]
+        size = min(_POINTS_AT_A_TIME, self._frames_in_memory(shape[-1]))
+        rows = [x.reshape(-1, shape[-1]).split(size) for x in points]
         value = torch.cat([f(*part) for part in zip(*rows, strict=True)])
         return value.reshape((*shape[:-1], *value.shape[1:]))
 
@@ -560,6 +568,28 @@ class Manifold(abc.ABC):
         """The same, of points whose frames may be held at once."""
         A = self.frame(z).to(dtype)
         return A.mT @ A
+
+
+class Curving(NamedTuple):
+    """Metric, force and linear curvature at N points for two vectors u, v: each linear in the metric."""
+
+    metric: Tensor  # (N, d, d)
+    uu: Tensor  # (N, d)   force, a quadratic form; here between u and u
+    uv: Tensor  # (N, d)
+    vv: Tensor  # (N, d)
+    linear: Tensor  # (N,)
+
+    def curvature(self) -> Tensor:
+        """R(u, v, v, u): ``(N,)``; NaN where the metric is singular."""
+        squares = (self.uv * _solve(self.metric, self.uv)).sum(-1) - (self.uu * _solve(self.metric, self.vv)).sum(-1)
+        return self.linear + squares
+
+
+def _solve(G: Tensor, covector: Tensor) -> Tensor:
+    """Vector G^-1 p of a covector p: ``(*, d, d), (*, d) -> (*, d)``, NaN where G is singular."""
+    L, info = torch.linalg.cholesky_ex(G)
+    v = torch.cholesky_solve(covector[..., None], L)[..., 0]
+    return torch.where((info > 0)[..., None], torch.nan, v)
 
 
 def _root(squares: Tensor) -> Tensor:
@@ -631,6 +661,9 @@ class Sum(Manifold):
         first, *rest = (part._gram(z, dtype) for part in self.parts)
         return sum(rest, first)
 
+    def _frames_in_memory(self, d: int) -> int:
+        return min(part._frames_in_memory(d) for part in self.parts)
+
     def force(self, z: Tensor, v: Tensor) -> Tensor:
         """Add the parts' forces."""
         first, *rest = (part.force(z, v) for part in self.parts)
@@ -640,6 +673,14 @@ class Sum(Manifold):
         """Add the parts' linear curvatures."""
         first, *rest = (part.linear_curvature(z, u, v) for part in self.parts)
         return sum(rest, first)
+
+    def _metric_and_force(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        metrics, forces = zip(*(part._metric_and_force(z, v) for part in self.parts), strict=True)
+        return sum(metrics[1:], metrics[0]), sum(forces[1:], forces[0])
+
+    def _curving(self, z: Tensor, u: Tensor, v: Tensor) -> Curving:
+        parts = [part._curving(z, u, v) for part in self.parts]
+        return Curving(*(sum(terms[1:], terms[0]) for terms in zip(*parts, strict=True)))
 
     def _sketch(self, z: Tensor, whiten: Tensor, tolerance: float) -> Manifold:
         return Sum(*(part._sketch(z, whiten, tolerance) for part in self.parts))
@@ -726,6 +767,9 @@ class Scaled(Manifold):
     def _gram(self, z: Tensor, dtype: torch.dtype) -> Tensor:
         return self.factor * self.base._gram(z, dtype)
 
+    def _frames_in_memory(self, d: int) -> int:
+        return self.base._frames_in_memory(d)
+
     def force(self, z: Tensor, v: Tensor) -> Tensor:
         """Scale the force by c."""
         return self.factor * self.base.force(z, v)
@@ -733,6 +777,13 @@ class Scaled(Manifold):
     def linear_curvature(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Scale the linear curvature by c."""
         return self.factor * self.base.linear_curvature(z, u, v)
+
+    def _metric_and_force(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        G, force = self.base._metric_and_force(z, v)
+        return self.factor * G, self.factor * force
+
+    def _curving(self, z: Tensor, u: Tensor, v: Tensor) -> Curving:
+        return Curving(*(self.factor * term for term in self.base._curving(z, u, v)))
 
     def _sketch(self, z: Tensor, whiten: Tensor, tolerance: float) -> Manifold:
         return Scaled(self.factor, self.base._sketch(z, whiten / self._root, tolerance))

@@ -9,10 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from oddity.geometry.manifold import Manifold
+from oddity.geometry.manifold import Curving, Manifold
 from oddity.numerics.autodiff import Differential
 from oddity.numerics.chain import ChainModel, model_from_blocks, model_from_expansion
-from oddity.numerics.expansion import Expansion, gram
+from oddity.numerics.expansion import Expansion, gram, pull
 from oddity.numerics.networks import has_parts, outputs_of, parts_of
 from oddity.numerics.reduction import reduced
 
@@ -168,6 +168,20 @@ class Pullback(Manifold):
         mixed = (N.force(y, Ju + Jv) - N.force(y, Ju - Jv)) / 4
         forces = (2 * mixed * uv - N.force(y, Ju) * vv - N.force(y, Jv) * uu).sum(-1)
         return N.linear_curvature(y, Ju, Jv) + gauss + forces
+
+    def _metric_and_force(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if self.ambient is not None or type(self).force is not Pullback.force:
+            return super()._metric_and_force(z, v)
+        frame, second = self.differential.bends(z, v[None], v[None])
+        return gram(frame, frame), -pull(frame, second[0])
+
+    def _curving(self, z: Tensor, u: Tensor, v: Tensor) -> Curving:
+        own = Pullback.force, Pullback.linear_curvature
+        if self.ambient is not None or (type(self).force, type(self).linear_curvature) != own:
+            return super()._curving(z, u, v)
+        frame, (uu, uv, vv) = self.differential.bends(z, torch.stack([u, u, v]), torch.stack([u, v, v]))
+        linear = (uu * vv).sum(-1) - uv.square().sum(-1)
+        return Curving(gram(frame, frame), -pull(frame, uu), -pull(frame, uv), -pull(frame, vv), linear)
 
     def _along(self, c: Tensor) -> tuple[Tensor, Tensor]:
         values, frames = self.differential.value_and_frame(c.reshape(-1, c.shape[-1]))

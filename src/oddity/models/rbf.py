@@ -17,7 +17,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
-from oddity.numerics.expansion import ClosedForm, Expansion, gram, scaled
+from oddity.numerics.expansion import ClosedForm, Expansion, along, gram, scaled
 
 #: The precision infinitely far from the data: a largest standard deviation of 10, an order of magnitude
 #: above any error on data in [0, 1]. A smaller value makes a higher wall and a stiffer metric.
@@ -257,11 +257,12 @@ class RBFPrecision(nn.Module):
         return _StdForm(self)
 
     def _expand_std(self, z: Tensor) -> Expansion:
-        r"""Value, frame and bend of the standard deviation: (N, d).
+        r"""Value, frame, bend and second derivatives of the standard deviation: (N, d).
 
         With ``u = z - c_k``: ``d beta/dz = -2 W diag(lambda v) u'``, ``J = -1/2 beta^{-3/2} o d beta/dz``, and the
         Hessian of ``<w, std>`` is ``3/4 d beta' diag(w beta^{-5/2}) d beta - 1/2 sum_k (W' w beta^{-3/2})_k H_k`` with
-        ``H_k = 2 lambda_k v_k (2 lambda_k u u' - I)`` the Hessian of the bump.
+        ``H_k = 2 lambda_k v_k (2 lambda_k u u' - I)`` the Hessian of the bump; along p and q the second derivative is
+        ``3 beta^{1/2} (J p) (J q) - 1/2 beta^{-3/2} W (p' H q)``.
         """
         exponent = self._exponent(z)  # (N, K)
         bound = _largest_exponent(z.dtype)
@@ -278,7 +279,12 @@ class RBFPrecision(nn.Module):
             curved = gram((2 * share * self.bandwidths) * away, away)
             return outer - curved + torch.diag_embed(share.sum(-1, keepdim=True).expand(-1, len(away)))
 
-        return Expansion(std, frame, bend)
+        def second(p: Tensor, q: Tensor) -> Tensor:
+            across = 2 * self.bandwidths * along(away, p) * along(away, q) - (p * q).sum(-1, keepdim=True)  # (k, N, K)
+            curved = (slope * across) @ self.weight.mT
+            return 3 * along(frame, p) * along(frame, q) / std - curved * (std / precision)
+
+        return Expansion(std, frame, bend, second)
 
     def std_jacobian(self, z: Tensor) -> Tensor:
         """Return the Jacobian of :meth:`std` in closed form: (*, d) -> (*, D, d)."""

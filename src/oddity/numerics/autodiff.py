@@ -22,6 +22,7 @@ from oddity.numerics.networks import eager, module_behind, name_of, refuse, stan
 
 __all__ = ["BEND_MODES", "MODES", "SECOND_MODES", "Differential", "gradient"]
 
+_CLOSED = "closed form"
 _FEW_DIMENSIONS = 4
 _HALF = (torch.float16, torch.bfloat16)
 _NUMBERS_AT_A_TIME = 1 << 20  # outputs of all points in all directions; a network's inner layers are far wider
@@ -204,7 +205,7 @@ class Differential:
     bend_mode : str or None
         The mode of :meth:`curvature`: a key of :data:`BEND_MODES`, or None before its first call.
     second_mode : str or None
-        The mode of :meth:`second`: a key of :data:`SECOND_MODES`, or None before its first call.
+        The mode of :meth:`second`: a key of :data:`SECOND_MODES`, ``"closed form"``, or None before its first call.
     outputs : int
         D, or 0 before the first check.
 
@@ -237,7 +238,7 @@ class Differential:
         elif expansion is None and mode is None and isinstance(f, nn.Module):
             expansion = layered_expansion(f)
         self._f, self._expansion = f, expansion
-        self.mode = "closed form" if expansion is not None else mode
+        self.mode = _CLOSED if expansion is not None else mode
         self.bend_mode: str | None = None
         self.second_mode: str | None = None
         self._known: set[tuple[int, torch.dtype, torch.device]] = set()
@@ -410,7 +411,7 @@ class Differential:
 
     def value_and_frame(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Value and derivative along each axis: ``(N, d) -> (N, D), (d, N, D)``, the axes first."""
-        value, frame, _ = self.expand(z)
+        value, frame, *_ = self.expand(z)
         return value, frame
 
     def expand(self, z: Tensor) -> Expansion:
@@ -424,7 +425,7 @@ class Differential:
     def tangents(self, z: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Value and directional derivatives: ``(N, d), (k, N, d) -> (N, D), (k, N, D)``."""
         if self._expansion is not None:
-            value, frame, _ = self._expansion(z)
+            value, frame, *_ = self._expansion(z)
             return value, torch.einsum("jni,knj->kni", frame, directions)
         if len(z) == 0:
             value = self._flat(z)
@@ -482,15 +483,14 @@ class Differential:
         return pulled
 
     def second(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """Second directional derivative f''(z)[u, v]: ``(*, d)`` three times ``-> (*, D)``; leading shapes broadcast.
-
-        By automatic differentiation of f, whether or not its expansion is known in closed form.
-        """
+        """Second directional derivative f''(z)[u, v]: ``(*, d)`` three times ``-> (*, D)``; shapes broadcast."""
         z, u, v = torch.broadcast_tensors(z, u, v)
         d = z.shape[-1]
         rows, pair = z.reshape(-1, d).contiguous(), torch.stack([u.reshape(-1, d), v.reshape(-1, d)])  # (2, N, d)
         if len(rows) == 0:
             return self(z)
+        if (closed := self._second_order(rows)) is not None:
+            return closed[1](pair[:1], pair[1:])[0].reshape(*z.shape[:-1], -1)
         if self.second_mode is None:
             self.second_mode = self._first_working(SECOND_MODES, _twice(rows), pair[:, :1].detach().repeat(1, 2, 1))
         rule, context = SECOND_MODES[self.second_mode]
@@ -501,16 +501,34 @@ class Differential:
     def pulled_second(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """J(z)' f''(z)[u, v]: ``(*, d)`` three times ``-> (*, d)``; leading shapes broadcast.
 
-        From the expansion where there is one: its component k is the Hessian of <w, f> between u and v, at the
-        k-th tangent w. In many dimensions those Hessians cost more than one second derivative.
+        Of an expansion that has no second derivatives of its own the component k is the Hessian of <w, f> between u
+        and v, at the k-th tangent w. In many dimensions those Hessians cost more than one second derivative.
         """
-        if self._expansion is None or z.shape[-1] > _FEW_DIMENSIONS:
-            return self.pull(z, self.second(z, u, v))
         z, u, v = torch.broadcast_tensors(z, u, v)
         rows = [x.reshape(-1, z.shape[-1]) for x in (z, u, v)]
-        _, frame, bend = self._expansion(rows[0])
+        if (closed := self._second_order(rows[0])) is not None:
+            return pull(closed[0], closed[1](rows[1][None], rows[2][None])[0]).reshape(z.shape)
+        if self._expansion is None or z.shape[-1] > _FEW_DIMENSIONS:
+            return self.pull(z, self.second(z, u, v))
+        _, frame, bend, _ = self._expansion(rows[0])
         pulled = [torch.einsum("nij,ni,nj->n", bend(w), *rows[1:]) for w in frame]
         return torch.stack(pulled, -1).reshape(z.shape)
+
+    def bends(self, z: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Frame, and f''[u, v] for k pairs of vectors: ``(N, d), (k, N, d)`` twice ``-> (d, N, D), (k, N, D)``."""
+        if (closed := self._second_order(z)) is not None:
+            return closed[0], closed[1](u, v)
+        return self.value_and_frame(z)[1], torch.stack([self.second(z, *pair) for pair in zip(u, v, strict=True)])
+
+    def _second_order(self, z: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]] | None:
+        """Frame and second derivatives in closed form, where they are known."""
+        if self._expansion is None or self.second_mode not in (None, _CLOSED):
+            return None
+        _, frame, _, second = self._expansion(z)
+        if second is None:
+            return None
+        self.second_mode = _CLOSED
+        return frame, second
 
     def _working_mode(self, z: Tensor) -> str:
         """Mode in use, found on the first point seen."""

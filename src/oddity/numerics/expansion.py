@@ -1,10 +1,11 @@
 """Second-order expansions of batch functions: value, frame, and the Hessian of any weighting, in one pass.
 
 Gauss-Newton needs a function's value and derivative at each point; Newton's method also the d x d Hessian of
-<w, f>, for weights w that are known only once the values are. An :class:`Expansion` gives all three. Automatic
-differentiation provides it for any function (:mod:`oddity.numerics.autodiff`); dense networks have it here in closed
-form, several times faster, since one tape of pre-activations serves value, frame and Hessian; so have networks of
-convolutions, whose derivatives in all directions go through a layer as one batch of images.
+<w, f>, for weights w that are known only once the values are; the geodesic equation and curvature need f'' along pairs
+of vectors. An :class:`Expansion` gives all of them. Automatic differentiation provides it for any function
+(:mod:`oddity.numerics.autodiff`); dense networks have it here in closed form, several times faster, since one tape of
+activations serves value, frame, Hessian and f''; so have networks of convolutions, whose derivatives in all directions
+go through a layer as one batch of images.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.nn.grad import conv2d_input
 
 _NUMBERS_AT_A_TIME = 1 << 20  # of all tangents after one convolution
 
-__all__ = ["ClosedForm", "Expansion", "gram", "layered_expansion", "pull"]
+__all__ = ["ClosedForm", "Expansion", "along", "gram", "layered_expansion", "pull"]
 
 
 class Expansion(NamedTuple):
@@ -27,6 +28,7 @@ class Expansion(NamedTuple):
     value: Tensor  # (N, D)
     frame: Tensor  # (d, N, D)   the derivative along each axis, the axes first
     bend: Callable[[Tensor], Tensor]  # (N, D) -> (N, d, d)   Hessian of <w, f> at fixed w
+    second: Callable[[Tensor, Tensor], Tensor] | None = None  # (k, N, d) twice -> (k, N, D)   f''[u, v]
 
 
 def gram(a: Tensor, b: Tensor) -> Tensor:
@@ -58,15 +60,17 @@ def layered_expansion(net: nn.Module) -> Callable[[Tensor], Expansion] | None:
         Called with points ``(N, d)`` it gives their :class:`Expansion`; for a dense network it is a
         :class:`ClosedForm`. All derivatives go through a layer at once, as one batch. By the chain rule the Hessian of
         <w, f> is a sum over the activations s of P' diag(g s'') P, with P the derivative of the pre-activation and g
-        the adjoint of the activation.
+        the adjoint of the activation; and f''[u, v] gains s'' (P u) (P v) at each, and is carried on as a derivative is.
 
     Examples
     --------
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.Tanh())
     >>> expand = layered_expansion(net)
-    >>> value, frame, bend = expand(torch.zeros(5, 2))
+    >>> value, frame, bend, second = expand(torch.zeros(5, 2))
     >>> value.shape, frame.shape, bend(value).shape
     (torch.Size([5, 3]), torch.Size([2, 5, 3]), torch.Size([5, 2, 2]))
+    >>> second(torch.ones(1, 5, 2), torch.ones(1, 5, 2)).shape
+    torch.Size([1, 5, 3])
     >>> images = nn.Sequential(nn.Linear(2, 4), nn.Unflatten(1, (1, 2, 2)), nn.ConvTranspose2d(1, 3, 2, 2), nn.Tanh())
     >>> layered_expansion(images)(torch.zeros(5, 2)).frame.shape
     torch.Size([2, 5, 48])
@@ -139,7 +143,12 @@ class _Images:
         def bend(w: Tensor) -> Tensor:
             return torch.cat([part.bend(v) for part, v in zip(parts, w.split(size), strict=True)])
 
-        return Expansion(torch.cat([part.value for part in parts]), torch.cat([part.frame for part in parts], 1), bend)
+        def second(u: Tensor, v: Tensor) -> Tensor:
+            pieces = zip(parts, u.split(size, 1), v.split(size, 1), strict=True)
+            return torch.cat([part.second(*pair) for part, *pair in pieces if part.second], 1)
+
+        values, frames = torch.cat([part.value for part in parts]), torch.cat([part.frame for part in parts], 1)
+        return Expansion(values, frames, bend, second)
 
 
 def _widest(layers: list[nn.Module], z: Tensor) -> int:
@@ -174,6 +183,7 @@ def _is_known(layer: nn.Module) -> bool:
 
 
 class _Linear(NamedTuple):
+    push: Callable[[Tensor], Tensor]  # (k, N or 1, *before) -> (k, N or 1, *after)
     adjoint: Callable[[Tensor], Tensor]  # (N, *after) -> (N, *before)
 
 
@@ -199,27 +209,46 @@ def _expand(layers: list[nn.Module], z: Tensor) -> Expansion:
             tape.append(_Activation(layer, value, first, frame))
         elif not isinstance(layer, nn.Identity):
             fresh = fresh or not isinstance(layer, _SHAPES)
-            frame, adjoint = _linear(layer, before, value, frame)
-            tape.append(_Linear(adjoint))
+            tape.append(_linear(layer, before, value))
+            frame = tape[-1].push(frame)
     frame = frame.expand(-1, *value.shape).flatten(2)
-    return Expansion(value.flatten(1), frame, lambda w: _bend(tape, w.reshape(value.shape)))
+    return Expansion(
+        value.flatten(1),
+        frame,
+        lambda w: _bend(tape, w.reshape(value.shape)),
+        lambda u, v: _second(tape, u, v, value).flatten(2),
+    )
 
 
-def _linear(layer: Any, x: Tensor, y: Tensor, frame: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Frame ``(d, N or 1, *)`` after the layer that takes x to y, all directions in one batch; and its adjoint."""
+def _linear(layer: Any, x: Tensor, y: Tensor) -> _Linear:
+    """The linear part of the layer that takes x to y: for all directions in one batch, and its adjoint."""
     match layer:
         case nn.Linear():
-            return frame @ layer.weight.mT, lambda w: w @ layer.weight
+            return _Linear(lambda frame: frame @ layer.weight.mT, lambda w: w @ layer.weight)
         case nn.Conv2d() | nn.ConvTranspose2d():
-            images = frame.flatten(0, 1).contiguous(memory_format=torch.channels_last)
             step: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding}
             step |= {"dilation": layer.dilation, "groups": layer.groups}
+            weight, functions = layer.weight, nn.functional
             if isinstance(layer, nn.Conv2d):
-                pushed = nn.functional.conv2d(images, layer.weight, **step)
-                return pushed.unflatten(0, frame.shape[:2]), lambda w: conv2d_input(x.shape, layer.weight, w, **step)
-            grown = nn.functional.conv_transpose2d(images, layer.weight, output_padding=layer.output_padding, **step)
-            return grown.unflatten(0, frame.shape[:2]), lambda w: nn.functional.conv2d(w, layer.weight, **step)
-    return frame.reshape(*frame.shape[:2], *y.shape[1:]), lambda w: w.reshape(x.shape)
+                return _Linear(
+                    _of_images(lambda images: functions.conv2d(images, weight, **step)),
+                    lambda w: conv2d_input(x.shape, weight, w, **step),
+                )
+            grown = step | {"output_padding": layer.output_padding}
+            return _Linear(
+                _of_images(lambda images: functions.conv_transpose2d(images, weight, **grown)),
+                lambda w: functions.conv2d(w, weight, **step),
+            )
+    return _Linear(lambda frame: frame.reshape(*frame.shape[:2], *y.shape[1:]), lambda w: w.reshape(x.shape))
+
+
+def _of_images(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A function of images ``(n, *)`` for frames of them ``(k, N, *)``."""
+
+    def of_frame(frame: Tensor) -> Tensor:
+        return f(frame.flatten(0, 1).contiguous(memory_format=torch.channels_last)).unflatten(0, frame.shape[:2])
+
+    return of_frame
 
 
 def scaled(frame: Tensor, factor: Tensor) -> Tensor:
@@ -247,6 +276,28 @@ def _bend(tape: list[_Linear | _Activation], w: Tensor) -> Tensor:
             bend = bend + gram((ratio * entry.frame).flatten(2), entry.frame.flatten(2))
             w = w * entry.first
     return bend if d else w.new_zeros(len(w), w.shape[-1], w.shape[-1])
+
+
+def _second(tape: list[_Linear | _Activation], u: Tensor, v: Tensor, value: Tensor) -> Tensor:
+    """Carry f''[u, v] forward through the layers: ``(k, N, d)`` twice ``-> (k, N, *)``."""
+    second = None  # zero so far
+    for entry in tape:
+        if isinstance(entry, _Linear):
+            second = None if second is None else entry.push(second)
+        else:
+            ratio = _CURVE[type(entry.layer)](entry.layer, entry.y, entry.first)
+            ratio = ratio / entry.first.clamp(min=torch.finfo(value.dtype).tiny ** 0.5)
+            own = along(entry.frame, u).mul(along(entry.frame, v)).mul(ratio)
+            second = own if second is None else second * entry.first + own
+    return value.new_zeros(len(u), *value.shape) if second is None else second
+
+
+def along(frame: Tensor, v: Tensor) -> Tensor:
+    """Derivatives along vectors: ``(d, N, *), (k, N, d) -> (k, N, *)``."""
+    by_axis = v.reshape(*v.shape, *[1] * (frame.ndim - 2))  # (k, N, d, 1, ...)
+    first, *rest = (by_axis[:, :, i] * axis for i, axis in enumerate(frame))
+    total: Tensor = sum(rest, first)
+    return total
 
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)

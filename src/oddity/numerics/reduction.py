@@ -28,8 +28,9 @@ class Reduced:
 
     def __call__(self, z: Tensor) -> Expansion:
         """Value, frame and bend: ``(N, d)``."""
-        value, frame, bend = self.part(z)
-        return Expansion(value @ self.mix, frame @ self.mix, lambda w: bend(w @ self.mix.mT))
+        value, frame, bend, second = self.part(z)
+        mixed = None if second is None else lambda u, v: second(u, v) @ self.mix
+        return Expansion(value @ self.mix, frame @ self.mix, lambda w: bend(w @ self.mix.mT), mixed)
 
     def values(self, z: Tensor) -> Tensor:
         """Value alone: ``(N, d) -> (N, k)``."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from oddity.geometry.manifold import Manifold
 from oddity.numerics.graph import bridge, knn_edges, shortest_paths
 
-__all__ = ["Roadmap"]
+__all__ = ["Roadmap", "among"]
 
 _ENOUGH = 2000  # more codes cost minutes and find the same valleys
 
@@ -77,7 +77,7 @@ class Roadmap:
             i, j = self.edges[~self.lengths.isfinite()][0].tolist()
             raise ValueError(f"the edge between codes {i} and {j} has no finite length; is the metric finite there?")
 
-        self.sketch = M.sketch(self._spread())
+        self.sketch = M.sketch(among(self.codes))
 
     @classmethod
     def thinned(cls, M: Manifold, codes: Tensor) -> Roadmap:
@@ -91,14 +91,6 @@ class Roadmap:
         1334
         """
         return cls(M, codes[:: max(1, -(-len(codes) // _ENOUGH))])
-
-    def _spread(self, count: int = 256) -> Tensor:
-        """Points among the codes and on straight lines between them: ``(<= 2 count, d)``."""
-        generator = torch.Generator().manual_seed(0)
-        pairs = torch.randint(len(self.codes), (count, 2), generator=generator).to(self.codes.device)
-        share = torch.rand(count, 1, generator=generator).to(self.codes)
-        a, b = self.codes[pairs[:, 0]], self.codes[pairs[:, 1]]
-        return torch.cat([a, a + share * (b - a)])
 
     def __repr__(self) -> str:
         return f"Roadmap({self.M}, {len(self.codes)} codes, {len(self.edges)} edges)"
@@ -136,6 +128,15 @@ class Roadmap:
         # a sparse graph cannot hold an edge of length zero, such as from an end that is a code
         tiny = torch.finfo(lengths.dtype).tiny
         return torch.cat([self.codes, ends]), edges.cpu().numpy(), lengths.clamp(min=tiny).cpu().numpy()
+
+
+def among(codes: Tensor, count: int = 256) -> Tensor:
+    """Points among the codes and on straight lines between them: ``(n, d) -> (2 count, d)``."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = torch.randint(len(codes), (count, 2), generator=generator).to(codes.device)
+    share = torch.rand(count, 1, generator=generator).to(codes)
+    a, b = codes[pairs[:, 0]], codes[pairs[:, 1]]
+    return torch.cat([a, a + share * (b - a)])
 
 
 def _resampled(M: Manifold, polyline: Tensor, n: int) -> Tensor:

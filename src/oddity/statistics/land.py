@@ -18,13 +18,13 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from oddity.geometry.connect import ChainSolver
+from oddity.geometry.connect import ChainSolver, connect
 from oddity.geometry.curve import Geodesic
 from oddity.geometry.jacobi import exponential_spread
 from oddity.geometry.manifold import Manifold
-from oddity.geometry.roadmap import Roadmap
+from oddity.geometry.roadmap import Roadmap, among
 from oddity.statistics.clustering import GeodesicKMeans, Reach
-from oddity.statistics.legs import covariant_hessian, has_formula, legs_along
+from oddity.statistics.legs import Legs, Taylor, covariant_hessian, has_formula, legs_along
 from oddity.statistics.means import admit_codes, warn_of_failures
 
 __all__ = ["LAND"]
@@ -526,8 +526,8 @@ def _cholesky(a: Tensor) -> Tensor:
 class _Sight:
     """Logarithms of n points at K means, as far as they were wanted, and old ones that say what to expect."""
 
-    def __init__(self, settings: LAND, means: Tensor, x: Tensor) -> None:
-        self.M, self.means, self.x, self.settings = settings.M, means, x, settings
+    def __init__(self, settings: LAND, means: Tensor, x: Tensor, sketch: Manifold) -> None:
+        self.M, self.means, self.x, self.settings, self.sketch = settings.M, means, x, settings, sketch
         self.solver = settings.solver or ChainSolver()
         (n, d), K = x.shape, len(means)
         one = torch.eye(d, dtype=torch.float64, device=x.device)
@@ -536,39 +536,43 @@ class _Sight:
         self.tried = torch.zeros(n, K, dtype=torch.bool, device=x.device)
         self.solved, self.seen = self.tried.clone(), self.tried.clone()  # from this mean; from this or an earlier one
         self.drift = torch.zeros_like(self.v[..., 0])  # by how much |v| may be off since it was seen, by the law's norm
-        self.curves = x.new_zeros(0 if has_formula(self.M) else n, K, self.solver.segments + 1, d)
+        self.legs: list[tuple[Tensor, Tensor, Legs]] = []  # points, means, and the geodesics between them as last seen
 
     def column(self, k: int) -> _Vectors:
         """Logarithms at one mean."""
         return _Vectors(self.v[:, k], self.turn[:, k])
 
     def look(self, wanted: Tensor) -> None:
-        """Solve the wanted pairs ``(n, K)``: along old curves where there are, and where these fail from scratch."""
+        """Solve the wanted pairs ``(n, K)``: along old geodesics where there are, and where these fail from scratch."""
         self.tried |= wanted
-        if len(self.curves):
-            self._solve(wanted & self.seen, self.curves)
-        self._solve(wanted & ~self.solved, None)
+        old, self.legs = self.legs, []
+        for i, k, legs in old:
+            again = wanted[i, k] & ~self.solved[i, k]
+            if bool(again.any()):
+                moved = legs.only(again).moved(self.means[k[again]])
+                self._learn(i[again], k[again], moved, moved.sound())
+            if not bool(again.all()):
+                self.legs.append((i[~again], k[~again], legs.only(~again)))
+        for i, k in (pairs.unbind(1) for pairs in (wanted & ~self.solved).nonzero().split(_PAIRS) if len(pairs)):
+            g = _geodesic(self.settings, self.means[k], self.x[i], self.sketch)
+            legs = legs_along(self.M, self.x[i], g.points, g.length, self.solver)
+            self._learn(i, k, legs, g.converged | has_formula(self.M))
 
-    def _solve(self, wanted: Tensor, curves: Tensor | None) -> None:
-        for i, k in (pairs.unbind(1) for pairs in wanted.nonzero().split(_PAIRS) if len(pairs)):
-            init = self.settings.roadmap if curves is None else curves[i, k]
-            g = self.M.geodesic(self.means[k], self.x[i], init=init, solver=self.solver)
-            v, turn = _logarithm(self.M, self.x[i], g, self.solver)
-            sound = v.isfinite().all(-1) & (g.converged | has_formula(self.M))
-            self.solved[i, k] = self.seen[i, k] = sound
-            self.v[i, k] = torch.where(sound[:, None], v, 0.0).double()
-            self.drift[i, k] = 0.0
-            if self.settings.measure == "riemannian":
-                self.turn[i, k] = torch.where(sound[:, None, None], turn, self.turn[i, k]).double()
-            if len(self.curves):
-                self.curves[i, k] = g(torch.linspace(0, 1, self.curves.shape[2], dtype=v.dtype, device=v.device))
+    def _learn(self, i: Tensor, k: Tensor, legs: Legs, sound: Tensor) -> None:
+        v, turn = _logarithm(self.M, self.means[k], legs.taylor)
+        sound = sound & v.isfinite().all(-1)
+        self.solved[i, k] = self.seen[i, k] = sound
+        self.v[i, k] = torch.where(sound[:, None], v, 0.0).double()
+        self.drift[i, k] = 0.0
+        if self.settings.measure == "riemannian":
+            self.turn[i, k] = torch.where(sound[:, None, None], turn, self.turn[i, k]).double()
+        self.legs.append((i[sound], k[sound], legs.only(sound)))
 
     def moved(self, means: Tensor, drift: Tensor) -> _Sight:
         """The same points from means that have moved, by so much in the norm of their laws ``(K,)``: nothing solved."""
-        ahead = _Sight(self.settings, means, self.x)
-        t = torch.linspace(1, 0, self.curves.shape[2], dtype=means.dtype, device=means.device)
+        ahead = _Sight(self.settings, means, self.x, self.sketch)
         ahead.v, ahead.seen, ahead.drift = self.v.clone(), self.seen.clone(), self.drift + _DRIFT * drift
-        ahead.curves = self.curves + t[:, None] * (means - self.means)[:, None]
+        ahead.legs = list(self.legs)
         return ahead
 
     def warn(self, treatment: str, evidence: Tensor) -> None:
@@ -579,9 +583,14 @@ class _Sight:
             warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
-def _logarithm(M: Manifold, b: Tensor, g: Geodesic, solver: ChainSolver) -> tuple[Tensor, Tensor]:
-    """Logarithms of b where geodesics to b begin, and minus their covariant derivative there."""
-    t, a = legs_along(M, b, g.points, g.length, solver).taylor, g.points[:, 0]
+def _geodesic(settings: LAND, a: Tensor, b: Tensor, sketch: Manifold) -> Geodesic:
+    if has_formula(settings.M):
+        return settings.M.geodesic(a, b)
+    return connect(settings.M, a, b, init=settings.roadmap, solver=settings.solver, sketch=sketch)
+
+
+def _logarithm(M: Manifold, a: Tensor, t: Taylor) -> tuple[Tensor, Tensor]:
+    """Logarithms at a, by half their squared lengths, and minus their covariant derivative there."""
     v, size = -M._sharp(a, t.slope), 2 * t.value.clamp(min=0)[:, None]
     squares = M.push(a, v).square().sum(-1, keepdim=True)
     v = v * (size / torch.where(squares > 0, squares, 1.0)).sqrt()  # the length is known better
@@ -654,6 +663,7 @@ class _Land:
         self.exact = settings.measure == "riemannian"
         alone = has_formula(self.M) or settings.n_components == 1
         self.graph = None if alone else Reach(self.M, x, "graph", settings.solver)
+        self.sketch = settings.roadmap.sketch if settings.roadmap else self.M.sketch(among(x))
 
     def run(self, means: Tensor) -> _Run:
         """Fit a mixture that begins at some means.
@@ -716,11 +726,11 @@ class _Land:
 
     def sight(self, parts: list[_Part], x: Tensor) -> _Sight:
         """Points that are to be seen from the means."""
-        return _Sight(self.settings, torch.stack([part.mean for part in parts]), x)
+        return _Sight(self.settings, torch.stack([part.mean for part in parts]), x, self.sketch)
 
     def start(self, means: Tensor) -> _State:
         """Components at their first means, each with the points that are nearest in the chart."""
-        sight = _Sight(self.settings, means, self.x)
+        sight = _Sight(self.settings, means, self.x, self.sketch)
         frames = [self._frame(mean) for mean in means]
         own = torch.nn.functional.one_hot(torch.cdist(self.x, means).argmin(1), len(means)).bool()
         sight.look(own)
@@ -853,7 +863,7 @@ class _Land:
         """Whether the ways along vectors to their points are the shortest: ``(N,)``; yes where that is not known."""
         known = points.isfinite().all(-1)
         shortest, a = torch.ones_like(known), mean.expand_as(points)[known]
-        g = self.M.geodesic(a, points[known], init=self.settings.roadmap, solver=self.settings.solver)
+        g = _geodesic(self.settings, a, points[known], self.sketch)
         shortest[known] = ~g.converged | (g.length >= _SHORTER * self.M.norm(a, v[known].to(a)))
         return shortest
 

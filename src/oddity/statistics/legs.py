@@ -44,6 +44,14 @@ class Legs(Protocol):
         """Legs of self where the mask ``(N,)`` is true, of the other elsewhere."""
         ...
 
+    def only(self, mask: Tensor) -> Self:
+        """Legs where the mask ``(N,)`` is true."""
+        ...
+
+    def sound(self) -> Tensor:
+        """Whether each is a geodesic still: stationary, resolved, no longer than the straight line: ``(N,)``."""
+        ...
+
     def curves(self) -> Tensor | None:
         """All legs on one grid, ``(N, n+1, d)``; None where a formula makes them superfluous."""
         ...
@@ -74,6 +82,10 @@ _Rows = TypeVar("_Rows", bound=NamedTuple)
 def where(mask: Tensor, a: _Rows, b: _Rows) -> _Rows:
     """Rows of one named tuple of tensors where the mask is true, of another elsewhere."""
     return a._make(torch.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, y) for x, y in zip(a, b, strict=True))
+
+
+def _rows(mask: Tensor, a: _Rows) -> _Rows:
+    return a._make(x[mask] for x in a)
 
 
 # -- by a formula -----------------------------------------------------------------------------------------------------
@@ -109,6 +121,12 @@ class _FormulaLegs:
         a = torch.where(mask[:, None], self.a, other.a)
         return _FormulaLegs(self.M, a, self.b, where(mask, self.taylor, other.taylor))
 
+    def only(self, mask: Tensor) -> _FormulaLegs:
+        return _FormulaLegs(self.M, self.a[mask], self.b[mask], _rows(mask, self.taylor))
+
+    def sound(self) -> Tensor:
+        return self.taylor.value.isfinite()
+
     def curves(self) -> None:
         return None
 
@@ -120,6 +138,7 @@ class _Chains(NamedTuple):
     """Solved chains on one even grid, with the derivatives of their energies by their ends."""
 
     points: Tensor  # (N, n+1, d)
+    stationary: Tensor  # (N,) bool
     response: Tensor  # (N, n-1, d, d)   of the inner nodes to the first: the Jacobi fields that vanish at the last
     value: Tensor
     slope: Tensor
@@ -131,8 +150,8 @@ class _Chains(NamedTuple):
     @torch.no_grad()
     def solve(cls, M: Manifold, start: Tensor) -> _Chains:
         """Solve chains, and eliminate their inner nodes: the Hessian in the ends is what remains (Schur complement)."""
-        c = solve_chain(M, start, max_iterations=_MOST).points
-        n = c.shape[1] - 1
+        found = solve_chain(M, start, max_iterations=_MOST, exact=True)
+        c, n = found.points, start.shape[1] - 1
         # two segments more before and behind, of length zero and infinitely wide, so that the ends too are inner nodes
         longer = torch.cat([c[:, :1], c[:, :1], c, c[:, -1:], c[:, -1:]], 1)
         widths = torch.nn.functional.pad(c.new_full((len(c), n), 1 / n), (2, 2), value=torch.inf)
@@ -141,6 +160,7 @@ class _Chains(NamedTuple):
         gradient, (own, near, far), (_, near_b, far_b) = model.gradient[:, 1:-1], blocks.first(), blocks.last()
         return cls(
             points=c,
+            stationary=found.stationary,
             response=response,
             value=model.energy,
             slope=gradient[:, 0] + torch.einsum("nkij,nki->nj", response, gradient[:, 1:-1]),
@@ -157,6 +177,13 @@ class _Chains(NamedTuple):
         return found._replace(
             value=torch.where(in_chart(M, found.points), found.value, torch.nan)
         )  # beyond, it is none
+
+    def sound(self, M: Manifold, resolution: float) -> Tensor:
+        """Whether each chain is stationary, as long as its curve on a finer grid, and no longer than the line."""
+        length, ends = (2 * self.value.clamp(min=0)).sqrt(), self.points[:, [0, -1]]
+        slack, fine = resolution * length, _on_grid(self.points, 2 * (self.points.shape[1] - 1))
+        line = M._lengths(_on_grid(ends, _LINE))
+        return self.stationary & ((M._lengths(fine) - length).abs() <= slack) & (length <= line + slack)
 
 
 class _Blocks(NamedTuple):
@@ -202,6 +229,7 @@ def _eliminated(model: ChainModel) -> tuple[_Blocks, Tensor]:
 
 _MOST = 50  # iterations; a leg that needs more was moved too far
 _FEWEST = 4  # segments, for the ends not to be neighbours
+_LINE = 32  # segments on which a straight line is measured
 
 
 class _Strand(NamedTuple):
@@ -214,12 +242,12 @@ class _Strand(NamedTuple):
 class _ChainLegs:
     """Legs as chains, each on the grid that it needs."""
 
-    def __init__(self, M: Manifold, strands: list[_Strand], like: Tensor) -> None:
-        self.M, self.strands = M, strands
+    def __init__(self, M: Manifold, strands: list[_Strand], like: Tensor, resolution: float) -> None:
+        self.M, self.strands, self.resolution = M, strands, resolution
         N, d = like.shape
         self.taylor = Taylor(*(like.new_empty(s) for s in ((N,), (N, d), (N, d), (N, d, d), (N, d, d))))
         for at, chains in strands:
-            for whole, part in zip(self.taylor, chains[2:], strict=True):
+            for whole, part in zip(self.taylor, chains[3:], strict=True):
                 whole[at] = part
 
     @classmethod
@@ -233,15 +261,28 @@ class _ChainLegs:
             need[(chain - length).abs() <= solver.resolution * length] = n
         every = [(n, (need == n).nonzero()[:, 0]) for n in need.unique().tolist()]
         strands = [_Strand(at, _Chains.solve(M, _on_grid(curves[at], max(n, _FEWEST)))) for n, at in every]
-        return cls(M, strands, curves[:, 0])
+        return cls(M, strands, curves[:, 0], solver.resolution)
 
     def moved(self, a: Tensor) -> _ChainLegs:
-        return _ChainLegs(self.M, [_Strand(at, chains.moved(self.M, a[at])) for at, chains in self.strands], a)
+        strands = [_Strand(at, chains.moved(self.M, a[at])) for at, chains in self.strands]
+        return _ChainLegs(self.M, strands, a, self.resolution)
 
     def where(self, mask: Tensor, other: _ChainLegs) -> _ChainLegs:
         pairs = zip(self.strands, other.strands, strict=True)
         strands = [_Strand(mine.at, where(mask[mine.at], mine.chains, theirs.chains)) for mine, theirs in pairs]
-        return _ChainLegs(self.M, strands, self.taylor.slope)
+        return _ChainLegs(self.M, strands, self.taylor.slope, self.resolution)
+
+    def only(self, mask: Tensor) -> _ChainLegs:
+        place = mask.cumsum(0) - 1
+        strands = [_Strand(place[at[mask[at]]], _rows(mask[at], chains)) for at, chains in self.strands]
+        kept = [strand for strand in strands if len(strand.at)]
+        return _ChainLegs(self.M, kept, self.taylor.slope[mask], self.resolution)
+
+    def sound(self) -> Tensor:
+        sound = torch.zeros_like(self.taylor.value, dtype=torch.bool)
+        for at, chains in self.strands:
+            sound[at] = chains.sound(self.M, self.resolution)
+        return sound
 
     def curves(self) -> Tensor:
         like = self.taylor.slope

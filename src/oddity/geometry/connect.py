@@ -69,22 +69,11 @@ class ChainSolver:
             raise ValueError(f"max_iterations must be at least 1, got {self.max_iterations}")
 
 
-def connect(
-    M: Manifold,
-    a: Tensor,
-    b: Tensor,
-    *,
-    init: Init = None,
-    solver: ChainSolver | None = None,
-    sketch: Manifold | None = None,
-) -> Geodesic:
-    """Numerical geodesics between a and b; see :meth:`oddity.Manifold.geodesic`.
-
-    They are solved on a sketch of the metric first, where one is given or the roadmap has one.
-    """
+def connect(M: Manifold, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSolver | None = None) -> Geodesic:
+    """Numerical geodesics between a and b; see :meth:`oddity.Manifold.geodesic`."""
     a, b = admit_pair(M, a, b, init)
     with torch.no_grad():
-        return _raced(M, a.detach(), b.detach(), init, solver or ChainSolver(), sketch)[0]
+        return _raced(M, a.detach(), b.detach(), init, solver or ChainSolver())[0]
 
 
 def depart(
@@ -97,16 +86,12 @@ def depart(
         return g, race.momentum(pick).reshape(a.shape)
 
 
-def _raced(
-    M: Manifold, a: Tensor, b: Tensor, init: Init, solver: ChainSolver, sketch: Manifold | None = None
-) -> tuple[Geodesic, _Race, Tensor]:
+def _raced(M: Manifold, a: Tensor, b: Tensor, init: Init, solver: ChainSolver) -> tuple[Geodesic, _Race, Tensor]:
     """The winners of a race, the race, and which of its curves they are."""
     shape, d = a.shape[:-1], a.shape[-1]
     a, b = a.reshape(-1, d), b.reshape(-1, d)
     names, starts = _starts(M, a, b, shape, init, solver.segments)
-    if sketch is None:
-        sketch = init.sketch if isinstance(init, Roadmap) else M
-    race = _Race(M, starts.flatten(0, 1), len(names), solver, sketch)
+    race = _Race(M, starts.flatten(0, 1), len(names), solver, init.sketch if isinstance(init, Roadmap) else M)
     converged, why = race.verdict(a, b)
     pick = race.winners(converged)  # (B,)
     points = race.points(pick)

@@ -18,8 +18,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from oddity.geometry.connect import ChainSolver, connect
-from oddity.geometry.curve import Geodesic
+from oddity.geometry.connect import ChainSolver
 from oddity.geometry.jacobi import exponential_spread
 from oddity.geometry.manifold import Manifold
 from oddity.geometry.roadmap import Roadmap, among
@@ -553,10 +552,20 @@ class _Sight:
                 self._learn(i[again], k[again], moved, moved.sound())
             if not bool(again.all()):
                 self.legs.append((i[~again], k[~again], legs.only(~again)))
-        for i, k in (pairs.unbind(1) for pairs in (wanted & ~self.solved).nonzero().split(_PAIRS) if len(pairs)):
-            g = _geodesic(self.settings, self.means[k], self.x[i], self.sketch)
+        if self.sketch is not self.M:  # what a sketch finds need only be corrected
+            for i, k in self._open(wanted):
+                g = self.sketch.geodesic(self.means[k], self.x[i], init=self.settings.roadmap, solver=self.solver)
+                legs = legs_along(self.M, self.x[i], g.points, self.M._lengths(g.points), self.solver)
+                self._learn(i, k, legs, legs.sound())
+        for i, k in self._open(wanted):
+            g = self.M.geodesic(self.means[k], self.x[i], init=self.settings.roadmap, solver=self.solver)
             legs = legs_along(self.M, self.x[i], g.points, g.length, self.solver)
             self._learn(i, k, legs, g.converged | has_formula(self.M))
+
+    def _open(self, wanted: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Points and means of the wanted pairs that are not solved yet, so many at a time."""
+        parts = (wanted & ~self.solved).nonzero().split(_PAIRS)
+        return [(part[:, 0], part[:, 1]) for part in parts if len(part)]
 
     def _learn(self, i: Tensor, k: Tensor, legs: Legs, sound: Tensor) -> None:
         v, turn = _logarithm(self.M, self.means[k], legs.taylor)
@@ -581,12 +590,6 @@ class _Sight:
         if blind := int((~evidence.isfinite()).sum()):
             message = f"no geodesic from a mean reaches {blind} of {len(evidence)} points"
             warnings.warn(message, RuntimeWarning, stacklevel=4)
-
-
-def _geodesic(settings: LAND, a: Tensor, b: Tensor, sketch: Manifold) -> Geodesic:
-    if has_formula(settings.M):
-        return settings.M.geodesic(a, b)
-    return connect(settings.M, a, b, init=settings.roadmap, solver=settings.solver, sketch=sketch)
 
 
 def _logarithm(M: Manifold, a: Tensor, t: Taylor) -> tuple[Tensor, Tensor]:
@@ -863,8 +866,9 @@ class _Land:
         """Whether the ways along vectors to their points are the shortest: ``(N,)``; yes where that is not known."""
         known = points.isfinite().all(-1)
         shortest, a = torch.ones_like(known), mean.expand_as(points)[known]
-        g = _geodesic(self.settings, a, points[known], self.sketch)
-        shortest[known] = ~g.converged | (g.length >= _SHORTER * self.M.norm(a, v[known].to(a)))
+        g = self.sketch.geodesic(a, points[known], init=self.settings.roadmap, solver=self.settings.solver)
+        length = g.length if self.sketch is self.M else self.M._lengths(g.points)  # no less than the distance
+        shortest[known] = ~g.converged | (length >= _SHORTER * self.M.norm(a, v[known].to(a)))
         return shortest
 
     def draw(self, part: _Part, count: int, rng: np.random.RandomState) -> Tensor:

@@ -53,6 +53,9 @@ def test_the_closed_form_and_automatic_derivatives_agree(build, d: int) -> None:
     torch.testing.assert_close(closed.value, other.value)
     torch.testing.assert_close(closed.frame, other.frame)
     torch.testing.assert_close(closed.bend(w), other.bend(w))
+    u, v = torch.randn(2, *z.shape, dtype=z.dtype, generator=torch.Generator().manual_seed(3))
+    assert closed.second is not None
+    torch.testing.assert_close(closed.second(u[None], v[None])[0], auto.second(z, u, v))
 
 
 def test_chunks_change_nothing(monkeypatch) -> None:
@@ -64,15 +67,21 @@ def test_chunks_change_nothing(monkeypatch) -> None:
     torch.testing.assert_close(parts.value, whole.value)
     torch.testing.assert_close(parts.frame, whole.frame)
     torch.testing.assert_close(parts.bend(whole.value), whole.bend(whole.value))
+    assert parts.second is not None
+    assert whole.second is not None
+    u, v = z[None], z.flip(0)[None]
+    torch.testing.assert_close(parts.second(u, v), whole.second(u, v))
 
 
 def test_no_points_no_rows() -> None:
     form = layered_expansion(growing())
     assert form is not None
-    value, frame, bend = form(points(3, 0))
+    value, frame, bend, second = form(points(3, 0))
     assert value.shape == (0, 96)
     assert frame.shape == (3, 0, 96)
     assert bend(value).shape == (0, 3, 3)
+    assert second is not None
+    assert second(points(3, 0)[None], points(3, 0)[None]).shape == (1, 0, 96)
 
 
 def test_gradients_pass_through_the_frame() -> None:

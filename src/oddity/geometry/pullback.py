@@ -95,7 +95,7 @@ class Pullback(Manifold):
         return self.ambient.push(self.differential(z)[..., None, :].expand(J.mT.shape), J.mT).mT
 
     def _few_grams(self, z: Tensor, dtype: torch.dtype) -> Tensor:
-        if self.ambient is not None or type(self).frame is not Pullback.frame:
+        if self.ambient is not None or not self._keeps("frame"):
             return super()._few_grams(z, dtype)
         frame = self.differential.value_and_frame(z)[1].to(dtype)
         return gram(frame, frame)
@@ -169,15 +169,18 @@ class Pullback(Manifold):
         forces = (2 * mixed * uv - N.force(y, Ju) * vv - N.force(y, Jv) * uu).sum(-1)
         return N.linear_curvature(y, Ju, Jv) + gauss + forces
 
+    def _keeps(self, *names: str) -> bool:
+        """Whether methods are those of this class: a subclass that has others is asked them."""
+        return all(getattr(type(self), name) is getattr(Pullback, name) for name in names)
+
     def _metric_and_force(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        if self.ambient is not None or type(self).force is not Pullback.force:
+        if self.ambient is not None or not self._keeps("frame", "force"):
             return super()._metric_and_force(z, v)
         frame, second = self.differential.bends(z, v[None], v[None])
         return gram(frame, frame), -pull(frame, second[0])
 
     def _curving(self, z: Tensor, u: Tensor, v: Tensor) -> Curving:
-        own = Pullback.force, Pullback.linear_curvature
-        if self.ambient is not None or (type(self).force, type(self).linear_curvature) != own:
+        if self.ambient is not None or not self._keeps("frame", "force", "linear_curvature"):
             return super()._curving(z, u, v)
         frame, (uu, uv, vv) = self.differential.bends(z, torch.stack([u, u, v]), torch.stack([u, v, v]))
         linear = (uu * vv).sum(-1) - uv.square().sum(-1)

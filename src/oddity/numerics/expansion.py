@@ -60,7 +60,7 @@ def layered_expansion(net: nn.Module) -> Callable[[Tensor], Expansion] | None:
         Called with points ``(N, d)`` it gives their :class:`Expansion`; for a dense network it is a
         :class:`ClosedForm`. All derivatives go through a layer at once, as one batch. By the chain rule the Hessian of
         <w, f> is a sum over the activations s of P' diag(g s'') P, with P the derivative of the pre-activation and g
-        the adjoint of the activation; and f''[u, v] gains s'' (P u) (P v) at each, and is carried on as a derivative is.
+        the adjoint of the activation; and f''[u, v] gains s'' (P u) (P v) at each and is carried on as a derivative.
 
     Examples
     --------
@@ -209,8 +209,9 @@ def _expand(layers: list[nn.Module], z: Tensor) -> Expansion:
             tape.append(_Activation(layer, value, first, frame))
         elif not isinstance(layer, nn.Identity):
             fresh = fresh or not isinstance(layer, _SHAPES)
-            tape.append(_linear(layer, before, value))
-            frame = tape[-1].push(frame)
+            step = _linear(layer, before, value)
+            frame = step.push(frame)
+            tape.append(step)
     frame = frame.expand(-1, *value.shape).flatten(2)
     return Expansion(
         value.flatten(1),
@@ -246,7 +247,8 @@ def _of_images(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """A function of images ``(n, *)`` for frames of them ``(k, N, *)``."""
 
     def of_frame(frame: Tensor) -> Tensor:
-        return f(frame.flatten(0, 1).contiguous(memory_format=torch.channels_last)).unflatten(0, frame.shape[:2])
+        images = frame.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        return torch.unflatten(f(images), 0, frame.shape[:2])
 
     return of_frame
 

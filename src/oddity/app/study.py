@@ -51,7 +51,7 @@ SETTINGS: Record = {
         "fit": {"epochs": 200},
         "sigma_fit": {"epochs": 100},
         "ensemble_fit": {"n_members": 5, "epochs": 50},
-        "solver": {"max_segments": 256, "max_iterations": 100},
+        "solver": {"max_segments": 256, "max_iterations": 300},
     },
     "mnist-2": {"data": "mnist", "latent_dim": 2},
     "mnist-10": {"data": "mnist", "latent_dim": 10},

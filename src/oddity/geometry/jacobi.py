@@ -16,8 +16,7 @@ __all__ = ["Spread", "exponential_spread"]
 
 _RESOLUTION = 0.15  # difference to a grid of half as many steps, whose error is 16 times as large
 _STEEP = 3.0  # curvature times the squared step, beyond which Numerov's method sees conjugate points that are none
-_FOLDS = 2, 4, 16  # finer grids
-_POINTS_AT_A_TIME = 1056  # curvatures by automatic derivatives have a price for each call
+_FOLDS = 2, 4, 8, 16  # finer grids
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -109,12 +108,17 @@ def exponential_spread(M: Manifold, z: Tensor, v: Tensor, steps: int = 32, *, to
         finest = _FOLDS[-1] * steps
         path = M.shoot(z, v, torch.linspace(0, 1, finest + 1, dtype=z.dtype, device=z.device), tolerance=tolerance)
         fields = _fields(M, path.points[:, :: _FOLDS[-1]], path.velocity[:, :: _FOLDS[-1]])
+        last, rows = fields, torch.arange(len(z), device=z.device)  # the finest fields so far, and whose they are
         for fold in _FOLDS:
             rough = (~fields.resolved).nonzero()[:, 0]
-            if len(rough):
-                finer = _fields(M, *(x[rough, :: _FOLDS[-1] // fold] for x in (path.points, path.velocity)))
-                for whole, part in zip(fields, finer, strict=True):
-                    whole[rough] = part[:, ::fold] if part.ndim > 1 else part
+            if len(rough) == 0:
+                break
+            coarse = last.squares[torch.searchsorted(rows, rough)]
+            c, u = (x[rough, :: _FOLDS[-1] // fold] for x in (path.points, path.velocity))
+            finer = _fields(M, c, u, coarse)
+            for whole, part in zip(fields, finer, strict=True):
+                whole[rough] = part[:, ::fold] if part.ndim > 1 else part
+            last, rows = finer, rough
     converged, why = path.converged, list(path.why)
     for i in (converged & ~fields.resolved).nonzero().flatten().tolist():
         why[i] = f"{_FOLDS[-1] * steps} steps do not resolve the Jacobi field: raise steps"
@@ -135,12 +139,17 @@ class _Fields(NamedTuple):
     hessian: Tensor  # (B, n+1, d, d)
     regular: Tensor  # (B, n+1)
     resolved: Tensor  # (B,)   up to a conjugate point the grid and one of half as many steps agree
+    squares: Tensor  # (B, n+1, pairs)   <R w, w>, for a finer grid to begin with
 
 
-def _fields(M: Manifold, c: Tensor, u: Tensor) -> _Fields:
-    """Jacobi fields along geodesics with nodes c and velocities u, ``(B, n+1, d)`` each."""
+def _fields(M: Manifold, c: Tensor, u: Tensor, coarse: Tensor | None = None) -> _Fields:
+    """Jacobi fields along geodesics with nodes c and velocities u, ``(B, n+1, d)`` each.
+
+    In the plane the curvatures on a ``coarse`` grid, every so many nodes, need not be computed again: the normal of a
+    geodesic is exact on any grid, and a frame that is transported along it is not.
+    """
     n = c.shape[1] - 1
-    tide, across, known = _tide(M, c, u)
+    tide, across, known, squares = _tide(M, c, u, coarse if c.shape[-1] == 2 else None)
     fine, bend, sound = _determinant(tide, 1 / n)
     coarse, *rough = _determinant(tide[:, ::2], 2 / n)
     regular, at_half = _regular(bend, sound), known[:, ::2]
@@ -157,6 +166,7 @@ def _fields(M: Manifold, c: Tensor, u: Tensor) -> _Fields:
         hessian=torch.where(known[..., None, None], torch.cat([G[:, None], hessian], 1), torch.nan),
         regular=regular,
         resolved=(gap | ~before | apart | ~at_half).all(1) & ((apart & at_half).sum(1) <= 1) & ~steep.any(1),
+        squares=squares,
     )
 
 
@@ -168,10 +178,10 @@ def _determinant(tide: Tensor, h: float) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat([torch.ones_like(determinant[:, :1]), determinant], 1), *_quotient(Y[:, 1:], X[:, 1:])
 
 
-def _tide(M: Manifold, c: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """R in a parallel frame across, the last one known for good; that frame; and where R is known.
+def _tide(M: Manifold, c: Tensor, u: Tensor, coarse: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """R in a parallel frame across, the last one known for good; that frame; where R is known; and <R w, w>.
 
-    ``(*, n+1, d-1, d-1)``, ``(*, n+1, d-1, d)``, ``(*, n+1)``.
+    ``(B, n+1, d-1, d-1)``, ``(B, n+1, d-1, d)``, ``(B, n+1)``, ``(B, n+1, pairs)``.
     """
     d = c.shape[-1]
     known = c.isfinite().all(-1)  # (*, n+1); a curve that grazes the edge of the chart may end past it
@@ -180,17 +190,20 @@ def _tide(M: Manifold, c: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     e = _across(M, _to_the_last(c, known), _to_the_last(u, known))  # (*, n+1, d-1, d)
     known = known & e.isfinite().all(-1).all(-1)
     i, j = torch.triu_indices(d - 1, d - 1, device=c.device)
-    w = torch.where((i == j)[:, None], e[..., i, :], e[..., i, :] + e[..., j, :])[known]  # (N, pairs, d)
-    where = c[known][:, None].expand(w.shape), w, u[known][:, None].expand(w.shape)
-    chunks = zip(*(x.flatten(0, 1).split(_POINTS_AT_A_TIME) for x in where), strict=True)
-    squares = c.new_zeros(*known.shape, len(i))
+    squares, new = c.new_zeros(*known.shape, len(i)), known.clone()
+    if coarse is not None:
+        every = (c.shape[1] - 1) // (coarse.shape[1] - 1)
+        squares[:, ::every], new[:, ::every] = coarse, False
+    w = torch.where((i == j)[:, None], e[..., i, :], e[..., i, :] + e[..., j, :])[new]  # (N, pairs, d)
+    where = c[new][:, None].expand(w.shape), w, u[new][:, None].expand(w.shape)
+    chunks = zip(*(x.flatten(0, 1).split(M._curvatures_at_a_time()) for x in where), strict=True)
     if w.numel():
-        squares[known] = torch.cat([_riemann(M, *chunk) for chunk in chunks]).reshape(w.shape[:-1])  # <R w, w>
+        squares[new] = torch.cat([_riemann(M, *chunk) for chunk in chunks]).reshape(w.shape[:-1])
     tide = c.new_zeros(*known.shape, d - 1, d - 1)
     tide[..., i, j] = squares
     own = tide.diagonal(dim1=-2, dim2=-1)
     mixed = (tide - own[..., :, None] - own[..., None, :]).triu(1) / 2  # by polarisation
-    return _to_the_last(mixed + mixed.mT + torch.diag_embed(own), known), e, known
+    return _to_the_last(mixed + mixed.mT + torch.diag_embed(own), known), e, known, squares
 
 
 def _to_the_last(x: Tensor, known: Tensor) -> Tensor:

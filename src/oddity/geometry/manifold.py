@@ -111,6 +111,10 @@ class Manifold(abc.ABC):
         """So many points' frames stay in a processor's cache."""
         return _POINTS_AT_A_TIME
 
+    def _curvatures_at_a_time(self) -> int:
+        """So many at once: by automatic derivatives there is a price for each call."""
+        return 4 * _POINTS_AT_A_TIME
+
     def _frames_in_memory(self, d: int) -> int:  # noqa: ARG002
         """So many points' frames are held at once, where only small results are kept."""
         return 8 * _POINTS_AT_A_TIME
@@ -661,6 +665,9 @@ class Sum(Manifold):
         first, *rest = (part._gram(z, dtype) for part in self.parts)
         return sum(rest, first)
 
+    def _curvatures_at_a_time(self) -> int:
+        return min(part._curvatures_at_a_time() for part in self.parts)
+
     def _frames_in_memory(self, d: int) -> int:
         return min(part._frames_in_memory(d) for part in self.parts)
 
@@ -766,6 +773,9 @@ class Scaled(Manifold):
 
     def _gram(self, z: Tensor, dtype: torch.dtype) -> Tensor:
         return self.factor * self.base._gram(z, dtype)
+
+    def _curvatures_at_a_time(self) -> int:
+        return self.base._curvatures_at_a_time()
 
     def _frames_in_memory(self, d: int) -> int:
         return self.base._frames_in_memory(d)

@@ -111,6 +111,10 @@ class Pullback(Manifold):
     def _points_at_a_time(self) -> int:
         return min(2048, max(16, _OUTPUTS_AT_A_TIME // max(1, self.differential.outputs)))
 
+    def _curvatures_at_a_time(self) -> int:
+        closed = self.ambient is None and self.differential.closed_form is not None
+        return max(16, self._points_at_a_time() // 2) if closed else super()._curvatures_at_a_time()
+
     def _frames_in_memory(self, d: int) -> int:
         most = _NUMBERS_IN_MEMORY // (d * max(1, self.differential.outputs))
         return min(super()._frames_in_memory(d), max(1, most))

@@ -3,6 +3,7 @@
 import inspect
 import re
 
+import pytest
 import torch
 
 import oddity
@@ -14,10 +15,12 @@ from oddity.statistics import brownian
 from .pages import ROOT, run, text
 
 
+@pytest.mark.slow
 def test_the_page_of_failures_prints_what_it_says() -> None:
     run("docs/failures.md")
 
 
+@pytest.mark.slow
 def test_the_page_of_geometries_prints_what_it_says() -> None:
     run("docs/choosing.md")
 

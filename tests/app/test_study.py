@@ -14,6 +14,7 @@ from oddity.app.cli import main
 from oddity.app.experiments import kept
 
 
+@pytest.mark.slow
 def test_a_part_runs_records_what_it_promises_and_is_kept(tmp_path):
     settings = study.smaller()
     settings["common"] |= {

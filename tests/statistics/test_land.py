@@ -109,6 +109,23 @@ def test_on_a_decoder_the_density_integrates_to_one() -> None:
     np.testing.assert_allclose(np.log(density), ratio)
 
 
+@pytest.mark.slow
+def test_on_a_fitted_model_the_density_integrates_to_one() -> None:
+    """A mixture of two on the codes of a VAE with walls of uncertainty; rays end at the cut locus behind them."""
+    X, _ = oddity.datasets.load("digits", classes=[0, 1])
+    vae = oddity.fit_vae(X, epochs=60, n_centres=8, seed=0)
+    z, M = vae.encode(torch.as_tensor(X)), oddity.expected_metric(vae.decoder)
+    model = LAND(M, 2, n_samples=128, random_state=0).fit(z[::5])
+    assert (model.normalizer_errors_ / model.normalizers_).max() < 0.003
+    half = 1.6 * (z.amax(0) - z.amin(0)) / 2
+    square, area = square_grid(24, 1.0)
+    grid = (z.amax(0) + z.amin(0)) / 2 + half * square.float()
+    p = np.exp(model.log_density(grid)) * M.log_volume(grid).exp().numpy() * area * float(half.prod())  # dM
+    edge = (square.abs() > 0.9).any(1).numpy()
+    assert p.sum() == pytest.approx(1, abs=0.01)
+    assert p[edge].sum() < 1e-3  # the grid holds all of it
+
+
 def test_in_three_dimensions_by_monte_carlo() -> None:
     """The mean of the density over uniform points of S^3, within four standard errors."""
     points = torch.nn.functional.normalize(normal(4000, 4, 3), dim=1)

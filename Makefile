@@ -24,7 +24,7 @@ demo: $(STAMP)
 	$(BIN)/oddity demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m 'not gpu'

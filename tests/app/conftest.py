@@ -1,22 +1,19 @@
-"""One small model, trained once by the command itself."""
+"""An empty folder to work in, and one small model, trained once by the command itself."""
 
 from pathlib import Path
 
 import pytest
-import torch
 
 from oddity.app.cli import main
 
 QUICK = ["--epochs", "80", "--variance-epochs", "20", "--centres", "12", "--hidden", "32,16"]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    """Small models are slower on several threads, the more so beside other processes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

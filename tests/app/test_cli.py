@@ -22,6 +22,7 @@ from oddity.app.cli import main
 from oddity.app.commands import training
 from oddity.models.storage import load_model, save_model
 from oddity.models.vae import Architecture
+from tests.app.files import arrays_in
 
 QUICK = ["--epochs", "2", "--variance-epochs", "2", "--centres", "4", "--hidden", "8,4"]
 COMMANDS = ["demo", "train", "encode", "map", "geodesic", "interpolate", "distances", "info"]
@@ -44,13 +45,6 @@ def run_command(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
 def is_png(path: Path | str) -> bool:
     with Image.open(path) as image:
         return image.format == "PNG"
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 # ------------------------------------------------------------------------------------------------ quickly
@@ -154,7 +148,7 @@ def test_map(model: Path, here: Path) -> None:
 
 def test_geodesic_between_codes(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["geodesic", str(model), "--from", "3", "--to", "5", "-o", "g.npz"]) == 0
-    found, codes = np.load("g.npz"), load_model(model).codes
+    found, codes = arrays_in("g.npz"), load_model(model).codes
     np.testing.assert_allclose(found["points"][0, [0, -1]], codes[[3, 5]], rtol=1e-6)
     np.testing.assert_allclose(found["straight"][0, [0, -1]], codes[[3, 5]], rtol=1e-6)
     assert found["converged"].tolist() == [True]
@@ -168,7 +162,7 @@ def test_geodesic_between_codes(model: Path, here: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize("places", [["--from=-0.1,0.2", "--to=0.1,0"], ["--from", "-0.1,0.2", "--to", "0.1,0"]])
 def test_geodesic_between_coordinates(places: list[str], model: Path, here: Path) -> None:
     assert main(["geodesic", str(model), *places, "-o", "g.npz"]) == 0
-    found = np.load("g.npz")
+    found = arrays_in("g.npz")
     np.testing.assert_allclose(found["points"][0, [0, -1]], [[-0.1, 0.2], [0.1, 0]], atol=1e-7)
     assert found["names"].tolist() == [["(-0.1, 0.2)", "(0.1, 0)"]]
 
@@ -428,7 +422,7 @@ def test_demo_leaves_everything_that_it_promises(here: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == sorted([*figures, "geodesics.npz", "model", "summary.json"])
     for name in figures:
         assert is_png(out / name)
-    found, summary = np.load(out / "geodesics.npz"), json.loads((out / "summary.json").read_text())
+    found, summary = arrays_in(out / "geodesics.npz"), json.loads((out / "summary.json").read_text())
     codes = load_model(out / "model").codes.numpy()
     np.testing.assert_allclose(found["points"][:, [0, -1]], codes[found["pairs"]], rtol=1e-6)
     assert (found["length"] <= found["straight_length"] * (1 + 1e-3)).all()

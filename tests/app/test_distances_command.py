@@ -12,12 +12,6 @@ from oddity.app.cli import main
 from oddity.models.storage import load_model
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def test_it_writes_the_matrix_and_says_how_far_it_is_off(
     model: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

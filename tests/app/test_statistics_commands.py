@@ -12,12 +12,7 @@ from oddity.app import latent
 from oddity.app.cli import main
 from oddity.models.storage import load_model, save_model
 from oddity.models.vae import Architecture
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+from tests.app.files import arrays_in
 
 
 @pytest.fixture
@@ -43,7 +38,7 @@ def table(text: str, row: str) -> list[str]:
 def test_cluster_writes_what_it_draws_and_tells(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cluster", str(model), "-k", "3", "--method", "graph"]) == 0
     said, saved = capsys.readouterr().out, load_model(model)
-    found = np.load("clusters.npz")
+    found = arrays_in("clusters.npz")
     assert found["labels"].shape == found["euclidean_labels"].shape == (len(saved.codes),)
     assert found["centres"].shape == found["euclidean_centres"].shape == (3, 2)
     assert [table(said, str(i))[0] for i in range(3)] == [str(n) for n in np.bincount(found["labels"])]
@@ -64,7 +59,7 @@ def test_clusters_of_other_dimensions_come_without_a_figure(
     said = capsys.readouterr()
     assert "no figure: it needs a two-dimensional latent space, and this one has 3" in said.err
     assert "agreement" not in said.out
-    labels = np.load("c.npz")["labels"]
+    labels = arrays_in("c.npz")["labels"]
     assert len(set(labels[::2])) == len(set(labels[1::2])) == 1
     assert labels[0] != labels[1]
     assert not Path("clusters.png").exists()
@@ -136,7 +131,7 @@ def test_the_flat_metric_of_a_flat_metric_is_itself() -> None:
 
 def test_samples_are_codes_and_their_decoded_means(model: Path, here: Path) -> None:
     assert main(["sample", str(model), "-n", "5", "-o", "s.npz"]) == 0
-    found, saved = np.load("s.npz"), load_model(model)
+    found, saved = arrays_in("s.npz"), load_model(model)
     assert oddity.DataSupport(saved.codes)(torch.from_numpy(found["codes"])).all()
     np.testing.assert_array_equal(found["rows"], saved.vae.decoder.mean(torch.from_numpy(found["codes"])))
     assert found["rows"].shape == (5, 64)

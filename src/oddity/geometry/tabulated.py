@@ -1,0 +1,70 @@
+"""A metric of the plane in a table: what a decoder of two latent dimensions costs to look at, once for all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from oddity.geometry.manifold import Manifold
+from oddity.numerics.bicubic import BicubicSpline
+from oddity.numerics.chain import ChainModel
+from oddity.numerics.elements import first_momentum, model_from_root
+
+__all__ = ["Tabulated"]
+
+
+class Tabulated(Manifold):
+    """A metric of the plane, interpolated between the nodes of a grid.
+
+    The symmetric square root of the metric is interpolated by bicubic splines, so that the metric stays positive
+    semi-definite and is twice continuously differentiable; beyond the grid it goes on as at its edge. A point costs
+    about a microsecond, whatever made the metric.
+
+    Parameters
+    ----------
+    metric
+        ``(n1, n2, 2, 2)``, symmetric positive definite, at the nodes.
+    low, high
+        ``(2,)``, the first and the last node.
+
+    Examples
+    --------
+    >>> import oddity
+    >>> low, high = -torch.ones(2), torch.ones(2)
+    >>> x, y = torch.meshgrid(torch.linspace(-1, 1, 41), torch.linspace(-1, 1, 41), indexing="ij")
+    >>> S = oddity.Sphere(2)
+    >>> table = Tabulated(S.metric(torch.stack([x, y], -1)), low, high)
+    >>> z = torch.tensor([0.32, 0.11])
+    >>> bool(torch.allclose(table.metric(z), S.metric(z), rtol=1e-4, atol=1e-4))
+    True
+    """
+
+    dim = 2
+
+    def __init__(self, metric: Tensor, low: Tensor, high: Tensor) -> None:
+        det = metric[..., 0, 0] * metric[..., 1, 1] - metric[..., 0, 1].square()
+        root = det.clamp(min=0).sqrt()
+        trace = metric[..., 0, 0] + metric[..., 1, 1]
+        width = (trace + 2 * root).sqrt()
+        values = torch.stack([metric[..., 0, 0] + root, metric[..., 0, 1], metric[..., 1, 1] + root], -1)
+        self.spline = BicubicSpline(values / width[..., None], low, high)
+
+    def push(self, z: Tensor, v: Tensor) -> Tensor:
+        """Square root of the metric times v: ``(*, 2), (*, 2) -> (*, 2)``."""
+        s = self.spline(z.reshape(-1, 2))[0, 0].reshape(3, *z.shape[:-1])
+        return torch.stack([s[0] * v[..., 0] + s[1] * v[..., 1], s[1] * v[..., 0] + s[2] * v[..., 1]], -1)
+
+    def chain_model(self, c: Tensor, widths: Tensor, *, exact: bool = False) -> ChainModel:
+        """Quadratic model of an energy of fourth order, by the derivatives of the splines."""
+        return self._by_chunks(c, widths, lambda c, h: model_from_root(self._roots(c, 2 if exact else 1), c, h))
+
+    def _momentum(self, c: Tensor, widths: Tensor) -> tuple[Tensor, int]:
+        return first_momentum(self._roots(c[:, :3], 1), c, widths), 4
+
+    def _points_at_a_time(self) -> int:
+        return 4096
+
+    def _roots(self, c: Tensor, order: int) -> Tensor:
+        """Derivatives of the square root at the nodes: ``(B, n+1, 2) -> (order+1, order+1, 3, B, n+1)``."""
+        found = self.spline(c.reshape(-1, 2), order)
+        return found.reshape(*found.shape[:3], *c.shape[:2])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -12,7 +12,16 @@ from torch import Tensor
 from oddity.geometry.curve import Geodesic, nested
 from oddity.geometry.manifold import Manifold
 from oddity.geometry.roadmap import Roadmap
-from oddity.numerics.chain import ChainSolution, doubled, interpolate_chain, interpolate_uneven, solve_chain
+from oddity.geometry.tabulated import Tabulated
+from oddity.numerics.chain import (
+    ChainModel,
+    ChainProblem,
+    ChainSolution,
+    doubled,
+    interpolate_chain,
+    interpolate_uneven,
+    solve_chain,
+)
 
 __all__ = ["ChainSolver", "Init", "admit_pair", "connect", "depart"]
 
@@ -90,8 +99,9 @@ def _raced(M: Manifold, a: Tensor, b: Tensor, init: Init, solver: ChainSolver) -
     """The winners of a race, the race, and which of its curves they are."""
     shape, d = a.shape[:-1], a.shape[-1]
     a, b = a.reshape(-1, d), b.reshape(-1, d)
-    names, starts = _starts(M, a, b, shape, init, solver.segments)
-    race = _Race(M, starts.flatten(0, 1), len(names), solver, init.sketch if isinstance(init, Roadmap) else M)
+    sketch = init.sketch if isinstance(init, Roadmap) else M
+    names, starts = _starts(M, a, b, shape, init, _scouting(solver, sketch).segments)
+    race = _Race(M, starts.flatten(0, 1), len(names), solver, sketch)
     converged, why = race.verdict(a, b)
     pick = race.winners(converged)  # (B,)
     points = race.points(pick)
@@ -181,7 +191,31 @@ _ROUGH = 1e-5  # share of the energy: how well a curve is solved under the sketc
 _UNSURE = 1e-2  # the same under the metric itself, before its grid is known to be fine enough
 _MARGIN = 1.6  # a start longer than its rival by more than this share over n is not pursued: finer grids know better
 _GIVEN_UP = "given up for a shorter start"
-_SAME = 0.02  # curves nearer than this share of their extent are in one valley
+_SCOUTS = 64  # segments in a table
+_SCOUTED = 2e-3  # resolution there: the metric's own chain then hardly moves
+_GUIDED = 6  # steps by a table's Hessian, before the metric's own
+_AGREES = 0.05  # a table that gives a step by more of a step's length wrong does not guide
+_SAME = 0.05  # curves nearer than this share of their extent are in one valley
+
+
+def _scouting(solver: ChainSolver, sketch: Manifold) -> ChainSolver:
+    """Settings under the sketch: nodes are cheap in a table, and a fine grid steps over no wall."""
+    if not isinstance(sketch, Tabulated):
+        return solver
+    segments = min(max(_SCOUTS, solver.segments), solver.max_segments // 2 * 2)
+    return replace(solver, segments=segments, resolution=min(_SCOUTED, solver.resolution))
+
+
+class _Guided(NamedTuple):
+    """A manifold whose energy is its own, and whose Hessian is looked up in a table: a tenth of the work."""
+
+    M: Manifold
+    table: Tabulated
+
+    def chain_model(self, c: Tensor, widths: Tensor, *, exact: bool = False) -> ChainModel:
+        """Model with the metric's energy and gradient."""
+        energy, gradient = self.M._chain_slope(c, widths)
+        return self.table.chain_model(c, widths, exact=exact)._replace(energy=energy, gradient=gradient)
 
 
 class _Race:
@@ -206,12 +240,25 @@ class _Race:
         self.grids: list[tuple[Tensor, Tensor, Tensor]] = []  # which curves ended on a grid, their points and widths
         self.segments = torch.zeros_like(self.iterations)  # of the grid on which a curve ended; 0 if given up
         self.pruning = count > 1
-        self._run(torch.arange(total, device=starts.device), starts)
+        if isinstance(sketch, Tabulated) and sketch is not M:
+            for group in self._scouted(starts, sketch):
+                self._run(*group)
+            starts, self.sketch = interpolate_chain(starts, _times(solver.segments, starts)), M
+        else:
+            self._run(torch.arange(total, device=starts.device), starts, _even(starts))
         self.pruning = False
-        self._run(abandoned := self._abandoned(), starts[abandoned])
+        abandoned = self._abandoned()
+        self._run(abandoned, starts[abandoned], _even(starts[abandoned]))
 
-    def _run(self, entrants: Tensor, chains: Tensor) -> None:
-        widths = _even(chains)
+    def _scouted(self, starts: Tensor, table: Tabulated) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Run the whole race under the table; send its winners on, each from where it ended, on its grid."""
+        scout = _Race(table, starts, self.count, _scouting(self.solver, table), table)
+        pick = scout.winners(scout.stationary & scout.resolved)
+        self.iterations[pick] = scout.iterations[pick]
+        for used, points, widths in scout.on_grids(pick):
+            yield pick[used], points, widths
+
+    def _run(self, entrants: Tensor, chains: Tensor, widths: Tensor) -> None:
         while len(entrants):
             entrants, chains, widths = self._grid(entrants, chains, widths)
 
@@ -238,11 +285,21 @@ class _Race:
         return entrants[on], *_refined(points[on], widths[on], measured.at(on))
 
     def _solve(
-        self, M: Manifold, entrants: Tensor, chains: Tensor, widths: Tensor, goal: float = 0.0, exact: bool = False
+        self,
+        problem: ChainProblem,
+        entrants: Tensor,
+        chains: Tensor,
+        widths: Tensor,
+        goal: float = 0.0,
+        *,
+        exact: bool = False,
+        most: int | None = None,
     ) -> ChainSolution:
         goal = max(goal, self.solver.tolerance or torch.finfo(chains.dtype).eps ** 0.75)
-        most, spent = self.solver.max_iterations, self.iterations[entrants]
-        found = solve_chain(M, chains, widths, tolerance=goal, max_iterations=most, spent=spent, exact=exact)
+        limit, spent = self.solver.max_iterations, self.iterations[entrants]
+        if most is not None:
+            spent = spent.clamp(min=limit - most)
+        found = solve_chain(problem, chains, widths, tolerance=goal, max_iterations=limit, spent=spent, exact=exact)
         self.iterations[entrants] += found.iterations
         return found
 
@@ -255,8 +312,7 @@ class _Race:
 
         The others have arrived: only they get a sentence, a grid and a number of segments.
         """
-        found = self._solve(self.M, entrants, chains, widths, exact=True)
-        measured = _measure(self.M, found.points, widths)
+        found, measured = self._solve_to_the_end(entrants, chains, widths)
         still = _at_rest(chains)  # of length zero exactly, whatever the metric's rounding
         resolved = measured.resolved(self.solver.resolution) | still
         self.length[entrants] = torch.where(still, 0.0, measured.length)
@@ -271,6 +327,26 @@ class _Race:
         self.segments[arrived] = chains.shape[1] - 1
         self.grids.append((arrived, found.points[~again], widths[~again]))
         return found.points, measured, again
+
+    def _solve_to_the_end(self, entrants: Tensor, chains: Tensor, widths: Tensor) -> tuple[ChainSolution, _Measured]:
+        """Solve under the metric, guided by a table as far as that agrees with it."""
+        if self.sketch is self.M or not isinstance(self.sketch, Tabulated):
+            found = self._solve(self.M, entrants, chains, widths, exact=True)
+            return found, _measure(self.M, found.points, widths)
+        found = self._solve(_Guided(self.M, self.sketch), entrants, chains, widths, exact=True, most=_GUIDED)
+        measured = _measure(self.M, found.points, widths)
+        drawn = _measure(self.sketch, found.points, widths)
+        apart = (drawn.steps - measured.steps).abs().amax(-1) > _AGREES * measured.steps.amax(-1)
+        left = (~found.stationary | apart).nonzero()[:, 0]
+        if len(left):
+            again = self._solve(self.M, entrants[left], found.points[left], widths[left], exact=True)
+            for whole, part in zip(found[:5], again[:5], strict=True):
+                whole[left] = part
+            for k, i in enumerate(left.tolist()):
+                found.why[i] = again.why[k]
+            for whole, part in zip(measured, _measure(self.M, again.points, widths[left]), strict=True):
+                whole[left] = part
+        return found, measured
 
     def _worth_pursuing(self, entrants: Tensor, points: Tensor) -> Tensor:
         """Not the start whose rival is far shorter, nor the longer one of two in the same valley.
@@ -298,7 +374,7 @@ class _Race:
 
     def verdict(self, a: Tensor, b: Tensor) -> tuple[Tensor, list[str]]:
         """Whether each curve converged, and if not, why."""
-        line = _measure(self.M, _line(a, b, 2 * self.solver.segments)).length
+        line = _measure(self.M, _line(a, b, self.solver.segments)).length
         seems = self._longer(line.repeat(self.count)).reshape(self.count, -1).any(0)
         if bool(seems.any()):  # a coarse line may have stepped over something: look again before a judgement
             line[seems] = _measure(self.M, _line(a[seems], b[seems], self.solver.max_segments)).length

@@ -92,6 +92,11 @@ class Manifold(abc.ABC):
         """
         return self._by_chunks(c, widths, lambda c, h: _secant_model(self._secant_differential, c, h, exact))
 
+    def _chain_slope(self, c: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
+        """That energy and its gradient alone: ``-> (B,), (B, n-1, d)``."""
+        model = self.chain_model(c, widths)
+        return model.energy, model.gradient
+
     def _momentum(self, c: Tensor, widths: Tensor) -> tuple[Tensor, int]:
         """Minus the gradient of that energy by the first node, and the order of the energy: ``-> (B, d)``."""
         return -self._first_pull(c[:, 0], c[:, 1]) / widths[:, :1], 2
@@ -353,23 +358,36 @@ class Manifold(abc.ABC):
     # -- a cheaper metric nearby ------------------------------------------------------------------------------------
 
     @final
-    def sketch(self, z: Tensor, *, tolerance: float = 0.03) -> Manifold:
+    @torch.no_grad()
+    def sketch(self, z: Tensor, *, tolerance: float = 0.03, most: int = 1 << 18) -> Manifold:
         """A cheaper manifold whose metric is close to this one around the points z, or this one itself.
 
-        Solvers start on it and finish on the metric itself: it saves their time and never touches their result.
-        A decoder known in closed form is replaced by some of its outputs (:mod:`oddity.numerics.reduction`).
+        Solvers start on it and finish on the metric itself: it saves their time and never touches their result. In
+        two dimensions it is a table (:mod:`oddity.geometry.tabulated`); else a decoder known in closed form is replaced
+        by some of its outputs (:mod:`oddity.numerics.reduction`).
 
         Parameters
         ----------
         z
             ``(N, d)``, N of some hundreds: where it shall be close.
         tolerance
-            Share of the metric that may be left out, on average over the points.
+            Share of the metric that may be left out of the outputs, on average over the points.
+        most
+            Points at which the metric may be looked at for a table.
         """
         self.admit(z, "z")
         factor, info = torch.linalg.cholesky_ex(self.metric(z).double())
         regular = info == 0
-        return self._sketch(z[regular], factor[regular], tolerance) if bool(regular.any()) else self
+        if not bool(regular.any()):
+            return self
+        if z.shape[-1] == 2 and self._calls_a_function:
+            from oddity.geometry.tabulated import tabulated
+
+            if (table := tabulated(self, z[regular], factor[regular], most)) is not None:
+                return table
+        return self._sketch(z[regular], factor[regular], tolerance)
+
+    _calls_a_function = False  # a decoder, say: then it pays to look it up in a table
 
     def _sketch(self, z: Tensor, whiten: Tensor, tolerance: float) -> Manifold:
         """The sketch at regular points, whose errors count in the norm of the whole metric, of which this is a part."""
@@ -656,6 +674,14 @@ class Sum(Manifold):
             first = first.plus(model)
         return first
 
+    def _chain_slope(self, c: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
+        energies, gradients = zip(*(part._chain_slope(c, widths) for part in self.parts), strict=True)
+        return sum(energies[1:], energies[0]), sum(gradients[1:], gradients[0])
+
+    @property
+    def _calls_a_function(self) -> bool:  # type: ignore[override]
+        return any(part._calls_a_function for part in self.parts)
+
     def _momentum(self, c: Tensor, widths: Tensor) -> tuple[Tensor, int]:
         covectors, orders = zip(*(part._momentum(c, widths) for part in self.parts), strict=True)
         return torch.stack(covectors).sum(0), min(orders)
@@ -766,6 +792,14 @@ class Scaled(Manifold):
     def chain_model(self, c: Tensor, widths: Tensor, *, exact: bool = False) -> ChainModel:
         """Scale the model by c."""
         return self.base.chain_model(c, widths, exact=exact).times(self.factor)
+
+    def _chain_slope(self, c: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
+        energy, gradient = self.base._chain_slope(c, widths)
+        return self.factor * energy, self.factor * gradient
+
+    @property
+    def _calls_a_function(self) -> bool:  # type: ignore[override]
+        return self.base._calls_a_function
 
     def _momentum(self, c: Tensor, widths: Tensor) -> tuple[Tensor, int]:
         covector, order = self.base._momentum(c, widths)

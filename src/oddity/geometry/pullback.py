@@ -11,7 +11,7 @@ from torch import Tensor
 
 from oddity.geometry.manifold import Curving, Manifold
 from oddity.numerics.autodiff import Differential
-from oddity.numerics.chain import ChainModel, model_from_blocks, model_from_expansion
+from oddity.numerics.chain import ChainModel, energy_of_values, model_from_blocks, model_from_expansion
 from oddity.numerics.expansion import Expansion, gram, pull
 from oddity.numerics.networks import has_parts, outputs_of, parts_of
 from oddity.numerics.reduction import reduced
@@ -107,6 +107,23 @@ class Pullback(Manifold):
         if exact:
             return super().chain_model(c, widths, exact=True)
         return self._by_chunks(c, widths, self._curved_model)
+
+    _calls_a_function = True
+
+    def _chain_slope(self, c: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
+        if self.ambient is not None or not self._keeps("chain_model"):
+            return super()._chain_slope(c, widths)
+        size = max(1, 2 * self._points_at_a_time() // c.shape[1])
+        parts = [self._flat_slope(*part) for part in zip(c.split(size), widths.split(size), strict=True)]
+        energies, gradients = zip(*parts, strict=True)
+        return torch.cat(energies), torch.cat(gradients)
+
+    def _flat_slope(self, c: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
+        value, pull_back = self.differential.value_and_pull(_padded(c))
+        count = c.shape[0] * c.shape[1]
+        weights = torch.empty_like(value)
+        energy = energy_of_values(value[:count].reshape(*c.shape[:2], -1), widths, weights[:count].view(*c.shape[:2], -1))
+        return energy, pull_back(weights)[:count].reshape(c.shape)[:, 1:-1]
 
     def _points_at_a_time(self) -> int:
         return min(2048, max(16, _OUTPUTS_AT_A_TIME // max(1, self.differential.outputs)))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from oddity.geometry.manifold import Manifold
-from oddity.numerics.graph import bridge, knn_edges, shortest_paths
+from oddity.geometry.tabulated import Tabulated
+from oddity.numerics.graph import Routes, bridge, knn_edges, shortest_paths
 
 __all__ = ["Roadmap", "among"]
 
@@ -72,12 +75,11 @@ class Roadmap:
         points = self.codes.cpu().numpy()
         near = knn_edges(points, k)
         self.edges = torch.from_numpy(np.concatenate([near, bridge(points, near)])).to(codes.device)
+        self.sketch = M.sketch(among(self.codes), most=len(self.edges) * (steps + 1))
         self.lengths = self._straight(self.codes[self.edges[:, 0]], self.codes[self.edges[:, 1]])
         if not bool(self.lengths.isfinite().all()):
             i, j = self.edges[~self.lengths.isfinite()][0].tolist()
             raise ValueError(f"the edge between codes {i} and {j} has no finite length; is the metric finite there?")
-
-        self.sketch = M.sketch(among(self.codes))
 
     @classmethod
     def thinned(cls, M: Manifold, codes: Tensor) -> Roadmap:
@@ -103,31 +105,51 @@ class Roadmap:
         """
         if len(a) == 0:
             return a[:, None].expand(-1, n + 1, -1)
-        nodes, edges, lengths = self._with_ends(a, b)
-        at = np.arange(len(a)) + len(self.codes)
-        way = shortest_paths(len(nodes), edges, lengths, at, at + len(a))
-        return _resampled(self.M, nodes[torch.from_numpy(way).to(nodes.device)], n)
+        near, joins = self._joined(torch.cat([a, b]))
+        if len(self.codes) > _ENOUGH:
+            return _resampled(self._ruler, self._searched(a, b, near, joins), n)
+        at, by = near.cpu().numpy(), joins.cpu().numpy()
+        B = len(a)
+        way = torch.from_numpy(self._routes.between(at[:B], by[:B], at[B:], by[B:])).to(a.device)
+        return _resampled(self._ruler, torch.cat([a[:, None], self.codes[way], b[:, None]], 1), n)
+
+    @cached_property
+    def _routes(self) -> Routes:
+        return Routes(len(self.codes), self.edges.cpu().numpy(), _positive(self.lengths).cpu().numpy())
+
+    @property
+    def _ruler(self) -> Manifold:
+        """What measures straight lines: a table is as good as the metric for that."""
+        return self.sketch if isinstance(self.sketch, Tabulated) else self.M
 
     def _straight(self, a: Tensor, b: Tensor) -> Tensor:
         t = torch.linspace(0, 1, self.steps + 1, dtype=a.dtype, device=a.device)[:, None]
         with torch.no_grad():
-            return self.M._lengths(a[:, None] + t * (b - a)[:, None])
+            return self._ruler._lengths(a[:, None] + t * (b - a)[:, None])
 
-    def _with_ends(self, a: Tensor, b: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        """The graph with edges from each start into the codes and from the codes to each end."""
-        B, n = len(a), len(self.codes)
-        ends = torch.cat([a, b])
-        k = min(self.k, n)
-        near = torch.cdist(ends, self.codes).topk(k, largest=False).indices  # (2B, k)
+    def _joined(self, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """The k codes nearest to each end, and the lengths of the straight lines there: ``(E, d) -> (E, k)`` twice."""
+        k = min(self.k, len(self.codes))
+        near = torch.cdist(ends, self.codes).topk(k, largest=False).indices
+        joins = self._straight(ends[:, None].expand(-1, k, -1).flatten(0, 1), self.codes[near.flatten()])
+        return near, _positive(joins).reshape(near.shape)
+
+    def _searched(self, a: Tensor, b: Tensor, near: Tensor, joins: Tensor) -> Tensor:
+        """Nodes of the shortest paths on the graph with edges from each start into the codes and from these to each end."""
+        B, n, k = len(a), len(self.codes), near.shape[1]
         out = torch.arange(2 * B, device=a.device)[:, None].expand(-1, k) + n
-        joins = self._straight(ends[:, None].expand(-1, k, -1).reshape(-1, a.shape[-1]), self.codes[near.flatten()])
         leave = torch.stack([out[:B], near[:B]], -1).reshape(-1, 2)
         enter = torch.stack([near[B:], out[B:]], -1).reshape(-1, 2)
-        edges = torch.cat([self.edges, self.edges.flip(1), leave, enter])
-        lengths = torch.cat([self.lengths, self.lengths, joins])
-        # a sparse graph cannot hold an edge of length zero, such as from an end that is a code
-        tiny = torch.finfo(lengths.dtype).tiny
-        return torch.cat([self.codes, ends]), edges.cpu().numpy(), lengths.clamp(min=tiny).cpu().numpy()
+        edges = torch.cat([self.edges, self.edges.flip(1), leave, enter]).cpu().numpy()
+        lengths = torch.cat([_positive(self.lengths).repeat(2), joins.flatten()]).cpu().numpy()
+        at = np.arange(B) + n
+        way = shortest_paths(n + 2 * B, edges, lengths, at, at + B)
+        return torch.cat([self.codes, a, b])[torch.from_numpy(way).to(a.device)]
+
+
+def _positive(lengths: Tensor) -> Tensor:
+    """A sparse graph cannot hold an edge of length zero, such as from an end that is a code."""
+    return lengths.clamp(min=torch.finfo(lengths.dtype).tiny)
 
 
 def among(codes: Tensor, count: int = 256) -> Tensor:

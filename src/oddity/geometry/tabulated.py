@@ -5,12 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from oddity.geometry.manifold import Manifold
+from oddity.geometry.manifold import Manifold, in_chart
 from oddity.numerics.bicubic import BicubicSpline
 from oddity.numerics.chain import ChainModel
 from oddity.numerics.elements import first_momentum, model_from_root
 
-__all__ = ["Tabulated"]
+__all__ = ["Tabulated", "tabulated"]
+
+_NODES = (64, 128, 256, 512)  # in each direction, as many as the metric needs
+_MARGIN = 0.25  # of the extent of the points, beyond them on every side
+_CLOSE = 1e-3  # the error of nine in ten of the points, as a share of the metric
 
 
 class Tabulated(Manifold):
@@ -62,9 +66,49 @@ class Tabulated(Manifold):
         return first_momentum(self._roots(c[:, :3], 1), c, widths), 4
 
     def _points_at_a_time(self) -> int:
-        return 4096
+        return 8192
 
     def _roots(self, c: Tensor, order: int) -> Tensor:
         """Derivatives of the square root at the nodes: ``(B, n+1, 2) -> (order+1, order+1, 3, B, n+1)``."""
         found = self.spline(c.reshape(-1, 2), order)
         return found.reshape(*found.shape[:3], *c.shape[:2])
+
+
+def tabulated(M: Manifold, z: Tensor, whiten: Tensor, most: int) -> Tabulated | None:
+    """Tabulate a metric of the plane around points, or None where it does not keep close to it.
+
+    Parameters
+    ----------
+    M
+        The manifold.
+    z
+        ``(N, 2)``, where it shall be close.
+    whiten
+        ``(N, 2, 2)``, lower triangular factors of the metric there, in which errors are measured.
+    most
+        Nodes that may be looked at.
+    """
+    low, high = z.amin(0), z.amax(0)
+    margin = _MARGIN * (high - low).amax()
+    if not bool(margin > 0):
+        return None
+    low, high = low - margin, high + margin
+    for n in _NODES:
+        sides = [torch.linspace(float(i), float(j), n, dtype=z.dtype, device=z.device) for i, j in zip(low, high, strict=True)]
+        nodes = torch.cartesian_prod(*sides)
+        if n * n > most or not bool(in_chart(M, nodes[None]).all()):
+            return None
+        metric = M.metric(nodes)
+        if bool(torch.linalg.cholesky_ex(metric.double()).info.any()) or not bool(metric.isfinite().all()):
+            return None
+        table = Tabulated(metric.reshape(n, n, 2, 2), low, high)
+        if float(_errors(table, z, whiten).quantile(0.9)) <= _CLOSE:
+            return table
+    return None
+
+
+def _errors(table: Tabulated, z: Tensor, whiten: Tensor) -> Tensor:
+    """Largest change of a squared norm at each point, as a share of it: ``(N,)``."""
+    half = torch.linalg.solve_triangular(whiten, table.metric(z).to(whiten), upper=False)
+    ratio = torch.linalg.solve_triangular(whiten, half.mT, upper=False)
+    return (torch.linalg.eigvalsh(ratio) - 1).abs().amax(-1)

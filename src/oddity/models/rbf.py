@@ -286,6 +286,20 @@ class RBFPrecision(nn.Module):
 
         return Expansion(std, frame, bend, second)
 
+    def _pulling_std(self, z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The standard deviation (N, D), and the map w -> J'w: (N, D) -> (N, d)."""
+        exponent = self._exponent(z)
+        bound = _largest_exponent(z.dtype)
+        v = torch.exp(-exponent.clamp(max=bound))
+        std = nn.functional.linear(v, self.weight, self.zeta).rsqrt_()
+        slope = self.bandwidths * v * (exponent <= bound)
+
+        def pulled(w: Tensor) -> Tensor:
+            share = (w * std).mul_(std).mul_(std) @ self.weight * slope  # (N, K)
+            return share.sum(-1, keepdim=True) * z - share @ self.centres
+
+        return std, pulled
+
     def std_jacobian(self, z: Tensor) -> Tensor:
         """Return the Jacobian of :meth:`std` in closed form: (*, d) -> (*, D, d)."""
         frame = self.expand_std(z.reshape(-1, z.shape[-1])).frame
@@ -501,6 +515,9 @@ class _StdForm:
 
     def values(self, z: Tensor) -> Tensor:
         return self.network.std(z)
+
+    def pulling(self, z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        return self.network._pulling_std(z)
 
     def outputs(self, index: Tensor) -> _StdForm:
         whole = self.network

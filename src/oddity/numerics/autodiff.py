@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from oddity.numerics.expansion import ClosedForm, Expansion, layered_expansion, pull
+from oddity.numerics.expansion import ClosedForm, Expansion, Pulling, layered_expansion, pull
 from oddity.numerics.networks import eager, module_behind, name_of, refuse, standing_for
 
 __all__ = ["BEND_MODES", "MODES", "SECOND_MODES", "Differential", "gradient"]
@@ -466,6 +466,19 @@ class Differential:
             rule = self._vjp if self._working_mode(rows).startswith("jvp") else self._plain_pull
             pulled = torch.cat([rule(*part) for part in zip(rows.split(size), weights.split(size), strict=True)])
         return pulled.reshape(*shape, z.shape[-1])
+
+    def value_and_pull(self, z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Value ``(N, D)`` and the map w -> J(z)' w, ``(N, D) -> (N, d)``, for the price of about two passes."""
+        if isinstance(self._expansion, Pulling):
+            return self._expansion.pulling(z)
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            value = self(z)
+
+        def pulled(w: Tensor) -> Tensor:
+            return torch.autograd.grad(value, z, w, allow_unused=True, materialize_grads=True)[0]
+
+        return value.detach(), pulled
 
     def _vjp(self, z: Tensor, w: Tensor) -> Tensor:
         pulled: tuple[Tensor] = vjp(self._flat, z)[1](w)

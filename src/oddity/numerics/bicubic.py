@@ -27,6 +27,7 @@ class BicubicSpline:
 
     Examples
     --------
+    >>> import math
     >>> x = torch.linspace(0, 3, 31, dtype=torch.float64)
     >>> spline = BicubicSpline((x[:, None] * x).cos()[..., None], torch.zeros(2), torch.full((2,), 3.0))
     >>> value = spline(torch.tensor([[1.03, 0.96]], dtype=torch.float64))  # (1, 1, C, N)
@@ -36,8 +37,11 @@ class BicubicSpline:
 
     def __init__(self, values: Tensor, low: Tensor, high: Tensor) -> None:
         n1, n2, channels = values.shape
-        self.low, self.shape = low, (n1, n2)
-        self.steps = (high - low) / low.new_tensor([n1 - 1, n2 - 1])
+        self.low, self.last = low.to(values), values.new_tensor([n1 - 1, n2 - 1])
+        self.steps = (high.to(values) - self.low) / self.last
+        powers = torch.tensor(_B_SPLINES, dtype=values.dtype, device=values.device)  # (order, power, node)
+        scale = self.steps[:, None] ** -torch.arange(3, device=values.device)  # (2, order)
+        self.weights = (scale[:, :, None, None] * powers).permute(0, 2, 1, 3)  # (2, power, order, node)
         filtered = [spline_filter(v.double().cpu().numpy(), 3, mode="mirror") for v in values.unbind(-1)]
         coefficients = torch.stack([torch.from_numpy(c) for c in filtered])[None]  # (1, C, n1, n2)
         padded = torch.nn.functional.pad(coefficients, (1, 1, 1, 1), mode="reflect")[0]
@@ -48,27 +52,23 @@ class BicubicSpline:
     def __call__(self, z: Tensor, order: int = 0) -> Tensor:
         """Derivatives up to an order in each direction: ``(N, 2) -> (order+1, order+1, C, N)``."""
         places = (z - self.low) / self.steps
-        most = places.new_tensor([n - 1 for n in self.shape])
-        within = places.clamp(places.new_zeros(()), most)
-        cells = within.long().clamp(torch.zeros_like(most).long(), (most - 1).long())
-        weights = _weights(within - cells, self.steps, order, (places == within) | places.isnan())
+        within = places.clamp(torch.zeros_like(self.last), self.last)
+        cells = within.long().clamp(torch.zeros_like(self.last).long(), self.last.long() - 1)
+        s = (within - cells).mT  # (2, N)
+        powers = torch.stack([torch.ones_like(s), s, s * s, s * s * s], -1)
         k, channels = order + 1, self.rows.shape[2] // 4
-        window = self.rows[cells[:, 0] * (self.shape[1] - 1) + cells[:, 1]]  # (N, 4, C * 4)
+        weights = (powers @ self.weights[:, :, :k].flatten(2)).reshape(2, len(z), k, 4)
+        if order > 1:  # beyond the grid nothing changes; at its edge the slope is zero by itself
+            weights[:, :, 2] *= (places == within).mT[..., None]
+        window = self.rows.index_select(0, cells[:, 0] * int(self.last[1]) + cells[:, 1])  # (N, 4, C * 4)
         half = torch.bmm(weights[0], window).reshape(len(z), k * channels, 4)
         whole = torch.bmm(half, weights[1].mT).reshape(len(z), k, channels, k)
         return whole.permute(1, 3, 2, 0)
 
 
-def _weights(s: Tensor, steps: Tensor, order: int, inside: Tensor) -> Tensor:
-    """Cubic B-splines of the four nodes around, and their derivatives: ``(N, 2) -> (2, N, order+1, 4)``."""
-    s, inside = s.mT, inside.mT  # (2, N)
-    r = 1 - s
-    rows = [[r**3 / 6, 2 / 3 - s * s * (1 + r) / 2, 2 / 3 - r * r * (1 + s) / 2, s**3 / 6]]
-    if order >= 1:
-        rows.append([-r * r / 2, s * (3 * s - 4) / 2, r * (4 - 3 * r) / 2, s * s / 2])
-    if order >= 2:
-        rows.append([r, 3 * s - 2, 3 * r - 2, s])
-    scale = 1 / steps[:, None]
-    return torch.stack(
-        [torch.stack(row, -1) * (inside * scale**i if i else 1 + 0 * s)[..., None] for i, row in enumerate(rows)], -2
-    )
+# cubic B-splines of the four nodes around, and their derivatives, by powers of the place between the middle two
+_B_SPLINES = (
+    ((1 / 6, 2 / 3, 1 / 6, 0.0), (-1 / 2, 0.0, 1 / 2, 0.0), (1 / 2, -1.0, 1 / 2, 0.0), (-1 / 6, 1 / 2, -1 / 2, 1 / 6)),
+    ((-1 / 2, 0.0, 1 / 2, 0.0), (1.0, -2.0, 1.0, 0.0), (-1 / 2, 3 / 2, -3 / 2, 1 / 2), (0.0, 0.0, 0.0, 0.0)),
+    ((1.0, -2.0, 1.0, 0.0), (-1.0, 3.0, -3.0, 1.0), (0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 0.0)),
+)

@@ -3,7 +3,8 @@
 Every second block is eliminated at once, then every second of the rest: log2(n) levels of batched d x d work in
 place of n sequential steps, O(n d^3) operations in all. Blocks of odd index may also be coupled to the next one of
 odd index, as in a chain whose energy is extrapolated from two step sizes: they are neighbours after the first level.
-For a positive definite matrix every pivot block is a Schur complement and so positive definite too; the reduction
+Small blocks are written out entry by entry, each entry an array over all blocks, since a call of LAPACK for every 2 x 2
+block takes several times longer than its arithmetic. For a positive definite matrix every pivot block is a Schur complement and so positive definite too; the reduction
 needs no pivoting, and a pivot that fails to be positive definite proves that the matrix is not.
 
 Reference: Buzbee, Golub, Nielson, "On direct methods for solving Poisson's equations", SIAM J. Numer. Anal. 1970.
@@ -48,6 +49,10 @@ def solve_block_tridiagonal(
     d = rhs.shape[-1]
     if diagonal.shape[1] == 0:
         return rhs, torch.ones(len(rhs), dtype=torch.bool, device=rhs.device)
+    if d <= _SMALL:
+        entries = [x.permute(2, 3, 0, 1).contiguous() for x in (diagonal, upper, upper[:, :0] if skip is None else skip)]
+        x, definite = _by_entries(*entries, rhs.permute(2, 0, 1).contiguous(), skip is not None)
+        return x.permute(1, 2, 0), definite
     if diagonal.shape[1] == 1:
         x, definite = _solve_blocks(diagonal, rhs[..., None])
         return x[..., 0], definite
@@ -72,6 +77,81 @@ def solve_block_tridiagonal(
     x[:, 0::2] = even[..., -1] - (even[..., : 2 * d] @ around[..., None])[..., 0]
     x[:, 1::2] = x_odd
     return x, definite & rest_definite
+
+
+_SMALL = 3
+
+
+def _by_entries(diagonal: Tensor, upper: Tensor, skip: Tensor, rhs: Tensor, skips: bool) -> tuple[Tensor, Tensor]:
+    """The same with entries first: ``(d, d, B, n), (d, d, B, n-1), (d, d, B, n//2-1), (d, B, n) -> (d, B, n), (B,)``."""
+    d, B, n = rhs.shape
+    factor, definite = _cholesky(diagonal[..., 0::2])
+    if n == 1:
+        return _substituted(factor, rhs[:, None])[:, 0], definite
+    kept, most = n // 2, (n - 1) // 2
+    columns = rhs.new_zeros(d, 2 * d + 1, B, n - kept)  # of the even blocks: the odd one before, the one after, rhs
+    columns[:, :d, :, 1:] = upper[..., 1::2].transpose(0, 1)
+    columns[:, d : 2 * d, :, :kept] = upper[..., 0::2]
+    columns[:, 2 * d] = rhs[..., 0::2]
+    even = _substituted(factor, columns)
+    from_before = _product(columns[:, d : 2 * d, :, :kept], even[..., :kept])
+    from_after = _product(columns[:, :d, :, 1:], even[..., 1:])
+    odd, odd_rhs = diagonal[..., 1::2] - from_before[:, d : 2 * d], rhs[..., 1::2] - from_before[:, 2 * d]
+    odd[..., :most] -= from_after[:, :d]
+    odd_rhs[..., :most] -= from_after[:, 2 * d]
+    odd_upper = -from_after[:, d : 2 * d, :, : kept - 1]
+    x_odd, rest = _by_entries(odd, odd_upper + skip if skips else odd_upper, skip[..., :0], odd_rhs, False)
+    x = torch.empty_like(rhs)
+    inner = even[:, 2 * d].clone()
+    for j in range(d):
+        inner[..., 1:] -= even[:, j, :, 1:] * x_odd[j, :, :most]
+        inner[..., :kept] -= even[:, d + j, :, :kept] * x_odd[j]
+    x[..., 0::2], x[..., 1::2] = inner, x_odd
+    return x, definite & rest
+
+
+def _cholesky(A: Tensor) -> tuple[list[list[Tensor]], Tensor]:
+    """Rows of the lower factor with the inverse of its diagonal, and which items are positive definite throughout."""
+    d = len(A)
+    rows: list[list[Tensor]] = []
+    definite = torch.ones(A.shape[2], dtype=torch.bool, device=A.device)
+    for i in range(d):
+        row: list[Tensor] = []
+        for j in range(i):
+            left = A[i, j]
+            for k in range(j):
+                left = left - row[k] * rows[j][k]
+            row.append(left * rows[j][j])
+        pivot = A[i, i]
+        for entry in row:
+            pivot = pivot - entry * entry
+        definite &= (pivot > 0).all(-1)
+        rows.append([*row, pivot.rsqrt()])
+    return rows, definite
+
+
+def _substituted(rows: list[list[Tensor]], columns: Tensor) -> Tensor:
+    """Solve with the factor: ``(d, k, B, m)``, the columns in the second place."""
+    y: list[Tensor] = []
+    for row, b in zip(rows, columns, strict=True):
+        for entry, known in zip(row, y, strict=False):
+            b = b - entry * known
+        y.append(b * row[-1])
+    x: list[Tensor] = []
+    for i in reversed(range(len(rows))):
+        b = y[i]
+        for j, known in zip(range(len(rows) - 1, i, -1), x, strict=False):
+            b = b - rows[j][i] * known
+        x.append(b * rows[i][i])
+    return torch.stack(x[::-1])
+
+
+def _product(A: Tensor, E: Tensor) -> Tensor:
+    """A'E, entry by entry: ``(d, d, B, m), (d, k, B, m) -> (d, k, B, m)``."""
+    total = A[0][:, None] * E[0]
+    for a, e in zip(A[1:], E[1:], strict=True):
+        total = total + a[:, None] * e
+    return total
 
 
 def _solve_blocks(blocks: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:

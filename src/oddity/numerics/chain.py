@@ -25,6 +25,7 @@ __all__ = [
     "ChainProblem",
     "ChainSolution",
     "doubled",
+    "energy_of_values",
     "interpolate_chain",
     "interpolate_uneven",
     "model_from_blocks",
@@ -139,17 +140,9 @@ def model_from_expansion(f: Expansion, widths: Tensor, exact: bool) -> ChainMode
         whole = torch.cat([x, x[:missing]]) if missing > 0 else x[: B * (n + 1)]
         return whole.reshape(B, n + 1, *x.shape[1:])
 
-    value = by_chain(f.value)
-    # the energy is 1/2 sum stiff |r|^2 over single segments, less 1/2 sum loose |r|^2 over double ones
-    stiff, loose = 4 / (3 * widths), 1 / (3 * doubled(widths))  # (B, n), (B, n/2)
-    r, double = value.diff(dim=1), value[:, ::2].diff(dim=1)  # (B, n, m), (B, n/2, m)
-    single_square, double_square = (torch.linalg.vector_norm(x, dim=-1).square() for x in (r, double))
-    energy = 0.5 * ((stiff * single_square).sum(-1) - (loose * double_square).sum(-1))
     weights = torch.zeros_like(f.value)  # dE/df
-    w = by_chain(weights)  # a view
-    r.mul_(stiff[..., None])
-    torch.sub(r[:, :-1], r[:, 1:], out=w[:, 1:-1])
-    w[:, 2:-2:2] += double.mul_(loose[..., None]).diff(dim=1)
+    energy = energy_of_values(by_chain(f.value), widths, by_chain(weights))  # by_chain gives a view
+    stiff, loose = _stiffness(widths)
 
     def blocks(apart: int) -> Tensor:
         near, far = (frame, frame) if apart == 0 else (frame[:, :-apart], frame[:, apart:])
@@ -160,10 +153,32 @@ def model_from_expansion(f: Expansion, widths: Tensor, exact: bool) -> ChainMode
     diagonal = mass[..., None, None] * blocks(0)[:, 1:-1]
     upper = -stiff[:, 1:-1, None, None] * blocks(1)[:, 1:-2]
     skip = loose[:, 1:-1, None, None] * blocks(2)[:, 2:-4:2]
-    none = w.new_zeros(1, 1, 1, 1)
+    none = weights.new_zeros(1, 1, 1, 1)
     bend = by_chain(f.bend(weights))[:, 1:-1] if exact else none.expand_as(diagonal)
     gradient = by_chain(pull(frame, weights))[:, 1:-1]
     return ChainModel(energy, gradient, diagonal, upper, skip, bend, none.expand_as(upper), none.expand_as(skip))
+
+
+def _stiffness(widths: Tensor) -> tuple[Tensor, Tensor]:
+    """The energy is 1/2 sum stiff |r|^2 over single segments, less 1/2 sum loose |r|^2 over double ones."""
+    return 4 / (3 * widths), 1 / (3 * doubled(widths))  # (B, n), (B, n/2)
+
+
+def energy_of_values(value: Tensor, widths: Tensor, weights: Tensor) -> Tensor:
+    """The energy of fourth order of values ``(B, n+1, m)`` along chains, ``-> (B,)``.
+
+    Its derivative by the inner values is written to ``weights``, of their shape; those of the ends are set to zero.
+    """
+    stiff, loose = _stiffness(widths)
+    r = value.diff(dim=1)  # (B, n, m)
+    double = r[:, ::2] + r[:, 1::2]
+    single_square, double_square = (torch.linalg.vector_norm(x, dim=-1).square() for x in (r, double))
+    r.mul_(stiff[..., None])
+    weights[:, 0], weights[:, -1] = 0, 0
+    torch.sub(r[:, :-1], r[:, 1:], out=weights[:, 1:-1])
+    weights[:, 2:-2:2] += double.mul_(loose[..., None]).diff(dim=1)
+    energy: Tensor = 0.5 * ((stiff * single_square).sum(-1) - (loose * double_square).sum(-1))
+    return energy
 
 
 class ChainProblem(Protocol):

@@ -19,7 +19,7 @@ from torch.nn.grad import conv2d_input
 
 _NUMBERS_AT_A_TIME = 1 << 20  # of all tangents after one convolution
 
-__all__ = ["ClosedForm", "Expansion", "along", "gram", "layered_expansion", "pull"]
+__all__ = ["ClosedForm", "Expansion", "Pulling", "along", "gram", "layered_expansion", "pull"]
 
 
 class Expansion(NamedTuple):
@@ -98,6 +98,15 @@ class ClosedForm(Protocol):
         ...
 
 
+@runtime_checkable
+class Pulling(Protocol):
+    """A function whose transposed derivative is known in closed form."""
+
+    def pulling(self, z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Value ``(N, D)``, and the map of weights w to J(z)' w, ``(N, D) -> (N, d)``."""
+        ...
+
+
 class _Dense:
     """The closed form of a dense network."""
 
@@ -111,6 +120,22 @@ class _Dense:
         for layer in self.layers:
             z = layer(z)
         return z
+
+    def pulling(self, z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        value, adjoints = z, list[Callable[[Tensor], Tensor]]()
+        for layer in self.layers:
+            before, value = value, layer(value)
+            if type(layer) in _SLOPE:
+                adjoints.append(_times_slope(layer, before, value))
+            elif isinstance(layer, nn.Linear):
+                adjoints.append(_linear(layer, before, value).adjoint)
+
+        def pulled(w: Tensor) -> Tensor:
+            for adjoint in reversed(adjoints):
+                w = adjoint(w)
+            return w
+
+        return value, pulled
 
     def outputs(self, index: Tensor) -> _Dense:
         last = max(i for i, layer in enumerate(self.layers) if isinstance(layer, nn.Linear))
@@ -219,6 +244,15 @@ def _expand(layers: list[nn.Module], z: Tensor) -> Expansion:
         lambda w: _bend(tape, w.reshape(value.shape)),
         lambda u, v: _second(tape, u, v, value).flatten(2),
     )
+
+
+def _times_slope(layer: nn.Module, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
+    """Weights times the slope of an activation y = s(x); where that is a polynomial in y, without an array for it."""
+    if isinstance(layer, nn.Tanh):
+        return lambda w: torch.addcmul(w, w * y, y, value=-1)
+    if isinstance(layer, nn.Sigmoid):
+        return lambda w: (wy := w * y).addcmul_(wy, y, value=-1)
+    return _SLOPE[type(layer)](layer, x, y).mul
 
 
 def _linear(layer: Any, x: Tensor, y: Tensor) -> _Linear:

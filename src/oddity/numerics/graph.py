@@ -6,7 +6,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, dijkstra
 from sklearn.neighbors import NearestNeighbors
 
-__all__ = ["bridge", "components", "distances_from", "knn_edges", "shortest_paths"]
+__all__ = ["bridge", "components", "distances_from", "knn_edges", "Routes", "shortest_paths"]
 
 Points = NDArray[np.floating]
 Edges = NDArray[np.int64]
@@ -94,10 +94,47 @@ def shortest_paths(
         begin, end = sources[at : at + block], targets[at : at + block]
         unique, row = np.unique(begin, return_inverse=True)
         _, predecessor = dijkstra(graph, indices=unique, return_predecessors=True)
-        blocks.append(_backtrack(predecessor[row], begin, end))
+        blocks.append(_backtrack(predecessor, begin, end, row))
     longest = max((b.shape[1] for b in blocks), default=0)
     padded = [np.pad(b, ((0, 0), (0, longest - b.shape[1])), mode="edge") for b in blocks]
     return np.concatenate(padded) if padded else np.empty((0, 0), np.int64)
+
+
+class Routes:
+    """All shortest paths of an undirected graph of n nodes, found once: 12 n^2 bytes.
+
+    Parameters
+    ----------
+    n
+        Number of nodes.
+    edges, lengths
+        ``(E, 2)``, each once, and their positive lengths ``(E,)``.
+
+    Examples
+    --------
+    >>> routes = Routes(3, np.array([[0, 1], [1, 2]]), np.array([1.0, 2.0]))
+    >>> routes.between(np.array([[0, 1]]), np.array([[0.5, 2.0]]), np.array([[2]]), np.array([[0.1]])).tolist()
+    [[0, 1, 2]]
+    """
+
+    def __init__(self, n: int, edges: Edges, lengths: Points) -> None:
+        graph = _adjacency(n, edges, lengths)
+        self.lengths, self.before = dijkstra(graph, directed=False, return_predecessors=True)
+
+    def between(self, out: Edges, leave: Points, into: Edges, enter: Points) -> NDArray[np.int64]:
+        """Nodes of the shortest way from one place to another, ``-> (B, P)``, filled up with the last.
+
+        Parameters
+        ----------
+        out, leave
+            ``(B, k)``, the nodes that the first place is joined to, and the lengths of these joins.
+        into, enter
+            ``(B, l)``, the same of the second place.
+        """
+        way = leave[:, :, None] + self.lengths[out[:, :, None], into[:, None]] + enter[:, None]  # (B, k, l)
+        best, pair = way.reshape(len(way), -1).argmin(1), np.arange(len(way))
+        begin, end = out[pair, best // into.shape[1]], into[pair, best % into.shape[1]]
+        return _backtrack(self.before, begin, end, begin)
 
 
 def distances_from(n: int, edges: Edges, lengths: Points, sources: Edges) -> NDArray[np.float64]:
@@ -128,12 +165,11 @@ def distances_from(n: int, edges: Edges, lengths: Points, sources: Edges) -> NDA
     return field
 
 
-def _backtrack(predecessor: NDArray[np.int32], begin: Edges, end: Edges) -> NDArray[np.int64]:
-    """Follow the predecessors of all pairs at once: ``(B, P)``, padded with the target."""
-    pair = np.arange(len(end))
+def _backtrack(predecessor: NDArray[np.int32], begin: Edges, end: Edges, row: Edges) -> NDArray[np.int64]:
+    """Follow the predecessors of all pairs at once, each in its row: ``(B, P)``, padded with the target."""
     steps = [end.astype(np.int64)]
     while not (done := (steps[-1] == begin) | (steps[-1] < 0)).all():
-        steps.append(np.where(done, steps[-1], predecessor[pair, np.maximum(steps[-1], 0)]))
+        steps.append(np.where(done, steps[-1], predecessor[row, np.maximum(steps[-1], 0)]))
     path = np.stack(steps[::-1], 1)  # begins with copies of the source where it is not the longest
     spare = np.maximum((path == begin[:, None]).sum(1) - 1, 0)
     index = np.minimum(np.arange(path.shape[1]) + spare[:, None], path.shape[1] - 1)

@@ -241,8 +241,9 @@ class _Race:
         self.segments = torch.zeros_like(self.iterations)  # of the grid on which a curve ended; 0 if given up
         self.pruning = count > 1
         if isinstance(sketch, Tabulated) and sketch is not M:
-            for group in self._scouted(starts, sketch):
-                self._run(*group)
+            for entrants, chains, widths in self._scouted(starts, sketch):
+                points, measured, again = self._finish(entrants, chains, widths, self._is_last(chains))
+                self._run(entrants[again], *_refined(points[again], widths[again], measured.at(again)))
             starts, self.sketch = interpolate_chain(starts, _times(solver.segments, starts)), M
         else:
             self._run(torch.arange(total, device=starts.device), starts, _even(starts))
@@ -262,6 +263,9 @@ class _Race:
         while len(entrants):
             entrants, chains, widths = self._grid(entrants, chains, widths)
 
+    def _is_last(self, chains: Tensor) -> bool:
+        return 2 * (chains.shape[1] - 1) > self.solver.max_segments
+
     def _abandoned(self) -> Tensor:
         """Starts that were given up for one that then did not converge: they get their turn after all."""
         done = (self.stationary & self.resolved).reshape(self.count, -1).any(0).repeat(self.count)
@@ -269,7 +273,7 @@ class _Race:
 
     def _grid(self, entrants: Tensor, chains: Tensor, widths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Solve on one grid; return who goes on to the next, from where, and on which grid."""
-        last = 2 * (chains.shape[1] - 1) > self.solver.max_segments
+        last = self._is_last(chains)
         goal = _UNSURE if self.sketch is self.M else _ROUGH
         rough = self._solve(self.sketch, entrants, chains, widths, goal)
         measured = _measure(self.sketch, rough.points, widths)
@@ -335,8 +339,8 @@ class _Race:
             return found, _measure(self.M, found.points, widths)
         found = self._solve(_Guided(self.M, self.sketch), entrants, chains, widths, exact=True, most=_GUIDED)
         measured = _measure(self.M, found.points, widths)
-        drawn = _measure(self.sketch, found.points, widths)
-        apart = (drawn.steps - measured.steps).abs().amax(-1) > _AGREES * measured.steps.amax(-1)
+        (drawn,) = self.sketch._steps_at(found.points, (1,))
+        apart = ~((drawn - measured.steps).abs().amax(-1) <= _AGREES * measured.steps.amax(-1))
         left = (~found.stationary | apart).nonzero()[:, 0]
         if len(left):
             again = self._solve(self.M, entrants[left], found.points[left], widths[left], exact=True)

@@ -79,15 +79,16 @@ def solve_block_tridiagonal(
     return x, definite & rest_definite
 
 
-_SMALL = 3
+_SMALL = 3  # entries of a block are written out up to this size
+_FEW = 7  # so many blocks are solved at once
 
 
 def _by_entries(diagonal: Tensor, upper: Tensor, skip: Tensor, rhs: Tensor, skips: bool) -> tuple[Tensor, Tensor]:
     """The same with entries first: ``(d, d, B, n), (d, d, B, n-1), (d, d, B, n//2-1), (d, B, n) -> (d, B, n), (B,)``."""
     d, B, n = rhs.shape
+    if n <= _FEW:
+        return _dense(diagonal, upper, skip if skips else None, rhs)
     factor, definite = _cholesky(diagonal[..., 0::2])
-    if n == 1:
-        return _substituted(factor, rhs[:, None])[:, 0], definite
     kept, most = n // 2, (n - 1) // 2
     columns = rhs.new_zeros(d, 2 * d + 1, B, n - kept)  # of the even blocks: the odd one before, the one after, rhs
     columns[:, :d, :, 1:] = upper[..., 1::2].transpose(0, 1)
@@ -108,6 +109,19 @@ def _by_entries(diagonal: Tensor, upper: Tensor, skip: Tensor, rhs: Tensor, skip
         inner[..., :kept] -= even[:, d + j, :, :kept] * x_odd[j]
     x[..., 0::2], x[..., 1::2] = inner, x_odd
     return x, definite & rest
+
+
+def _dense(diagonal: Tensor, upper: Tensor, skip: Tensor | None, rhs: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for so few blocks that one dense factorisation is cheaper than further levels."""
+    d, B, n = rhs.shape
+    H = rhs.new_zeros(B, n, d, n, d)  # below the diagonal only
+    H.diagonal(0, 1, 3).copy_(diagonal.permute(2, 0, 1, 3))
+    H.diagonal(-1, 1, 3).copy_(upper.permute(2, 1, 0, 3))
+    if skip is not None:
+        H[:, 1::2, :, 1::2].diagonal(-1, 1, 3).copy_(skip.permute(2, 1, 0, 3))
+    factor, info = torch.linalg.cholesky_ex(H.reshape(B, n * d, n * d))
+    x = torch.cholesky_solve(rhs.permute(1, 2, 0).reshape(B, n * d, 1), factor)
+    return x.reshape(B, n, d).permute(2, 0, 1), info == 0
 
 
 def _cholesky(A: Tensor) -> tuple[list[list[Tensor]], Tensor]:

@@ -339,7 +339,7 @@ class _Race:
             return found, _measure(self.M, found.points, widths)
         found = self._solve(_Guided(self.M, self.sketch), entrants, chains, widths, exact=True, most=_GUIDED)
         measured = _measure(self.M, found.points, widths)
-        (drawn,) = self.sketch._steps_at(found.points, (1,))
+        drawn = _measure(self.sketch, found.points, widths).steps
         apart = ~((drawn - measured.steps).abs().amax(-1) <= _AGREES * measured.steps.amax(-1))
         left = (~found.stationary | apart).nonzero()[:, 0]
         if len(left):

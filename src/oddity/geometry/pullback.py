@@ -113,7 +113,7 @@ class Pullback(Manifold):
     def _chain_slope(self, c: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
         if self.ambient is not None or not self._keeps("chain_model"):
             return super()._chain_slope(c, widths)
-        size = max(1, 2 * self._points_at_a_time() // c.shape[1])
+        size = max(1, 8 * self._points_at_a_time() // c.shape[1])
         parts = [self._flat_slope(*part) for part in zip(c.split(size), widths.split(size), strict=True)]
         energies, gradients = zip(*parts, strict=True)
         return torch.cat(energies), torch.cat(gradients)

@@ -15,6 +15,8 @@ from oddity.numerics.graph import Routes, bridge, knn_edges, shortest_paths
 __all__ = ["Roadmap", "among"]
 
 _ENOUGH = 2000  # more codes cost minutes and find the same valleys
+_SOME = 500  # codes, where a lattice is at hand,
+_LATTICE = 38  # of so many nodes in each direction
 
 
 class Roadmap:
@@ -42,9 +44,10 @@ class Roadmap:
         ``(E, 2)``, each once. Separate parts of the graph are joined by their shortest gaps, whose Riemannian
         lengths say what the crossing costs.
     lengths : Tensor
-        ``(E,)``, the Riemannian length of each straight edge.
+        ``(E,)``, the Riemannian length of each straight edge, under the sketch where that is a table.
     sketch : Manifold
-        A cheaper metric that is close around the codes and between them, where geodesics are solved first.
+        A cheaper metric that is close around the codes and between them, where geodesics are solved first. In two
+        dimensions a table of the metric (:mod:`oddity.geometry.tabulated`), which also measures lines and finds paths.
 
     Raises
     ------
@@ -72,9 +75,7 @@ class Roadmap:
             raise ValueError(f"k and steps must be at least 1, got {k} and {steps}")
         self.M, self.k, self.steps = M, k, steps
         self.codes = codes.detach()
-        points = self.codes.cpu().numpy()
-        near = knn_edges(points, k)
-        self.edges = torch.from_numpy(np.concatenate([near, bridge(points, near)])).to(codes.device)
+        self.edges = self._neighbours(self.codes)
         self.sketch = M.sketch(among(self.codes), most=len(self.edges) * (steps + 1))
         self.lengths = self._straight(self.codes[self.edges[:, 0]], self.codes[self.edges[:, 1]])
         if not bool(self.lengths.isfinite().all()):
@@ -105,17 +106,33 @@ class Roadmap:
         """
         if len(a) == 0:
             return a[:, None].expand(-1, n + 1, -1)
-        near, joins = self._joined(torch.cat([a, b]))
-        if len(self.codes) > _ENOUGH:
-            return _resampled(self._ruler, self._searched(a, b, near, joins), n)
-        at, by = near.cpu().numpy(), joins.cpu().numpy()
+        ends = torch.cat([a, b])
+        if len(self.codes) > _ENOUGH and self._ruler is self.M:
+            return _resampled(self.M, self._searched(ends), n)
+        nodes, routes = self._net
+        near, joins = (x.cpu().numpy() for x in self._joined(ends, nodes))
         B = len(a)
-        way = torch.from_numpy(self._routes.between(at[:B], by[:B], at[B:], by[B:])).to(a.device)
-        return _resampled(self._ruler, torch.cat([a[:, None], self.codes[way], b[:, None]], 1), n)
+        way = torch.from_numpy(routes.between(near[:B], joins[:B], near[B:], joins[B:])).to(a.device)
+        return _resampled(self._ruler, torch.cat([a[:, None], nodes[way], b[:, None]], 1), n)
 
     @cached_property
-    def _routes(self) -> Routes:
-        return Routes(len(self.codes), self.edges.cpu().numpy(), _positive(self.lengths).cpu().numpy())
+    def _net(self) -> tuple[Tensor, Routes]:
+        """Nodes, and the shortest paths between all of them.
+
+        Where a table measures lengths at no cost, a lattice between fewer codes leads to shorter valleys than all codes.
+        """
+        nodes, edges, lengths = self.codes, self.edges, self.lengths
+        if self._ruler is not self.M:
+            nodes = torch.cat([nodes[:: -(-len(nodes) // _SOME)], _lattice(nodes)])
+            edges = self._neighbours(nodes)
+            lengths = self._straight(nodes[edges[:, 0]], nodes[edges[:, 1]])
+        return nodes, Routes(len(nodes), edges.cpu().numpy(), _positive(lengths).cpu().numpy())
+
+    def _neighbours(self, points: Tensor) -> Tensor:
+        """Edges of the k-nearest-neighbour graph, its parts joined: ``(n, d) -> (E, 2)``."""
+        array = points.cpu().numpy()
+        near = knn_edges(array, self.k)
+        return torch.from_numpy(np.concatenate([near, bridge(array, near)])).to(points.device)
 
     @property
     def _ruler(self) -> Manifold:
@@ -127,24 +144,34 @@ class Roadmap:
         with torch.no_grad():
             return self._ruler._lengths(a[:, None] + t * (b - a)[:, None])
 
-    def _joined(self, ends: Tensor) -> tuple[Tensor, Tensor]:
-        """The k codes nearest to each end, and the lengths of the straight lines there: ``(E, d) -> (E, k)`` twice."""
-        k = min(self.k, len(self.codes))
-        near = torch.cdist(ends, self.codes).topk(k, largest=False).indices
-        joins = self._straight(ends[:, None].expand(-1, k, -1).flatten(0, 1), self.codes[near.flatten()])
+    def _joined(self, ends: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """The k nodes nearest to each end, and the lengths of the straight lines there: ``(E, d) -> (E, k)`` twice."""
+        k = min(self.k, len(nodes))
+        near = torch.cdist(ends, nodes).topk(k, largest=False).indices
+        joins = self._straight(ends[:, None].expand(-1, k, -1).flatten(0, 1), nodes[near.flatten()])
         return near, _positive(joins).reshape(near.shape)
 
-    def _searched(self, a: Tensor, b: Tensor, near: Tensor, joins: Tensor) -> Tensor:
-        """Nodes of the shortest paths on the graph with edges from each start into the codes and from these to each end."""
-        B, n, k = len(a), len(self.codes), near.shape[1]
-        out = torch.arange(2 * B, device=a.device)[:, None].expand(-1, k) + n
+    def _searched(self, ends: Tensor) -> Tensor:
+        """Nodes of the shortest paths from the first half of the ends to the second, found path by path: so many codes
+        that all paths between them would fill the memory.
+        """
+        near, joins = self._joined(ends, self.codes)
+        (E, k), n = near.shape, len(self.codes)
+        B, out = E // 2, torch.arange(E, device=ends.device)[:, None].expand(-1, k) + n
         leave = torch.stack([out[:B], near[:B]], -1).reshape(-1, 2)
         enter = torch.stack([near[B:], out[B:]], -1).reshape(-1, 2)
         edges = torch.cat([self.edges, self.edges.flip(1), leave, enter]).cpu().numpy()
         lengths = torch.cat([_positive(self.lengths).repeat(2), joins.flatten()]).cpu().numpy()
         at = np.arange(B) + n
-        way = shortest_paths(n + 2 * B, edges, lengths, at, at + B)
-        return torch.cat([self.codes, a, b])[torch.from_numpy(way).to(a.device)]
+        way = shortest_paths(n + E, edges, lengths, at, at + B)
+        return torch.cat([self.codes, ends])[torch.from_numpy(way).to(ends.device)]
+
+
+def _lattice(codes: Tensor) -> Tensor:
+    """A lattice over the extent of codes of the plane, and a little beyond: ``(n, 2) -> (m, 2)``."""
+    low, high = codes.amin(0), codes.amax(0)
+    share = torch.linspace(-0.05, 1.05, _LATTICE, dtype=codes.dtype, device=codes.device)
+    return low + (high - low) * torch.cartesian_prod(share, share)
 
 
 def _positive(lengths: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class Tabulated(Manifold):
         return first_momentum(self._roots(c[:, :3], 1), c, widths), 4
 
     def _points_at_a_time(self) -> int:
-        return 8192
+        return 1 << 14
 
     def _roots(self, c: Tensor, order: int) -> Tensor:
         """Derivatives of the square root at the nodes: ``(B, n+1, 2) -> (order+1, order+1, 3, B, n+1)``."""

@@ -1,9 +1,9 @@
 """What the expected metric of a convolutional decoder costs, in passes of the decoder, and in memory.
 
 ``python -m benchmarks.convolution``, and with ``--train`` what training one on 10,000 images of Fashion-MNIST takes
-(``make .venv/.fashion-mnist`` fetches them; set ``ODDITY_DATA`` as ``make study`` does). Images of 3 x 64 x 64, D = 12,288, from d = 32 dimensions: a frame has d tangents,
-so that d + 2 passes are the aim. Processor time on one thread, the least of some runs that take turns; the weights are
-random, which costs the same.
+(``make .venv/.fashion-mnist`` fetches them; set ``ODDITY_DATA`` as ``make study`` does). Images of 3 x 64 x 64,
+D = 12,288, from d = 32 dimensions: a frame has d tangents, so that d + 2 passes are the aim. Processor time on one
+thread, the least of some runs that take turns; the weights are random, which costs the same.
 """
 
 import json

@@ -111,19 +111,13 @@ class Pullback(Manifold):
     _calls_a_function = True
 
     def _chain_slope(self, c: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
-        if self.ambient is not None or not self._keeps("chain_model"):
+        pulling = self.differential.pulling
+        if pulling is None or self.ambient is not None or not self._keeps("chain_model"):
             return super()._chain_slope(c, widths)
         size = max(1, 8 * self._points_at_a_time() // c.shape[1])
-        parts = [self._flat_slope(*part) for part in zip(c.split(size), widths.split(size), strict=True)]
+        parts = [_flat_slope(pulling, *part) for part in zip(c.split(size), widths.split(size), strict=True)]
         energies, gradients = zip(*parts, strict=True)
         return torch.cat(energies), torch.cat(gradients)
-
-    def _flat_slope(self, c: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
-        value, pull_back = self.differential.value_and_pull(_padded(c))
-        count = c.shape[0] * c.shape[1]
-        weights = torch.empty_like(value)
-        energy = energy_of_values(value[:count].reshape(*c.shape[:2], -1), widths, weights[:count].view(*c.shape[:2], -1))
-        return energy, pull_back(weights)[:count].reshape(c.shape)[:, 1:-1]
 
     def _points_at_a_time(self) -> int:
         return min(2048, max(16, _OUTPUTS_AT_A_TIME // max(1, self.differential.outputs)))
@@ -225,6 +219,18 @@ class Pullback(Manifold):
     def __repr__(self) -> str:
         inside = self.differential.name + ("" if self.ambient is None else f", {self.ambient}")
         return f"Pullback({inside})"
+
+
+def _flat_slope(
+    pulling: Callable[[Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]], c: Tensor, widths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Energy and gradient of chains ``(B, n+1, d)``, by the transposed derivative alone."""
+    value, pull_back = pulling(_padded(c))
+    count, nodes = c.shape[0] * c.shape[1], c.shape[:2]
+    weights = torch.empty_like(value)
+    weights[count:] = 0
+    energy = energy_of_values(value[:count].reshape(*nodes, -1), widths, weights[:count].view(*nodes, -1))
+    return energy, pull_back(weights)[:count].reshape(c.shape)[:, 1:-1]
 
 
 def _padded(c: Tensor) -> Tensor:

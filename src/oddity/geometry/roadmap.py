@@ -119,7 +119,7 @@ class Roadmap:
     def _net(self) -> tuple[Tensor, Routes]:
         """Nodes, and the shortest paths between all of them.
 
-        Where a table measures lengths at no cost, a lattice between fewer codes leads to shorter valleys than all codes.
+        Where a table measures lengths at no cost, fewer codes and a lattice lead to shorter valleys than all codes.
         """
         nodes, edges, lengths = self.codes, self.edges, self.lengths
         if self._ruler is not self.M:
@@ -152,8 +152,9 @@ class Roadmap:
         return near, _positive(joins).reshape(near.shape)
 
     def _searched(self, ends: Tensor) -> Tensor:
-        """Nodes of the shortest paths from the first half of the ends to the second, found path by path: so many codes
-        that all paths between them would fill the memory.
+        """Nodes of the shortest paths from the first half of the ends to the second.
+
+        Path by path, for so many codes that all paths between them would fill the memory.
         """
         near, joins = self._joined(ends, self.codes)
         (E, k), n = near.shape, len(self.codes)

@@ -94,7 +94,10 @@ def tabulated(M: Manifold, z: Tensor, whiten: Tensor, most: int) -> Tabulated | 
         return None
     low, high = low - margin, high + margin
     for n in _NODES:
-        sides = [torch.linspace(float(i), float(j), n, dtype=z.dtype, device=z.device) for i, j in zip(low, high, strict=True)]
+        sides = [
+            torch.linspace(float(i), float(j), n, dtype=z.dtype, device=z.device)
+            for i, j in zip(low, high, strict=True)
+        ]
         nodes = torch.cartesian_prod(*sides)
         if n * n > most or not bool(in_chart(M, nodes[None]).all()):
             return None
@@ -111,4 +114,5 @@ def _errors(table: Tabulated, z: Tensor, whiten: Tensor) -> Tensor:
     """Largest change of a squared norm at each point, as a share of it: ``(N,)``."""
     half = torch.linalg.solve_triangular(whiten, table.metric(z).to(whiten), upper=False)
     ratio = torch.linalg.solve_triangular(whiten, half.mT, upper=False)
-    return (torch.linalg.eigvalsh(ratio) - 1).abs().amax(-1)
+    errors: Tensor = (torch.linalg.eigvalsh(ratio) - 1).abs().amax(-1)
+    return errors

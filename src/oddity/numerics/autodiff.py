@@ -467,18 +467,10 @@ class Differential:
             pulled = torch.cat([rule(*part) for part in zip(rows.split(size), weights.split(size), strict=True)])
         return pulled.reshape(*shape, z.shape[-1])
 
-    def value_and_pull(self, z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Value ``(N, D)`` and the map w -> J(z)' w, ``(N, D) -> (N, d)``, for the price of about two passes."""
-        if isinstance(self._expansion, Pulling):
-            return self._expansion.pulling(z)
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            value = self(z)
-
-        def pulled(w: Tensor) -> Tensor:
-            return torch.autograd.grad(value, z, w, allow_unused=True, materialize_grads=True)[0]
-
-        return value.detach(), pulled
+    @property
+    def pulling(self) -> Callable[[Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]] | None:
+        """Value and transposed derivative in one call, see :class:`~oddity.numerics.expansion.Pulling`, where known."""
+        return self._expansion.pulling if isinstance(self._expansion, Pulling) else None
 
     def _vjp(self, z: Tensor, w: Tensor) -> Tensor:
         pulled: tuple[Tensor] = vjp(self._flat, z)[1](w)

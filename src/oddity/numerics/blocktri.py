@@ -3,9 +3,11 @@
 Every second block is eliminated at once, then every second of the rest: log2(n) levels of batched d x d work in
 place of n sequential steps, O(n d^3) operations in all. Blocks of odd index may also be coupled to the next one of
 odd index, as in a chain whose energy is extrapolated from two step sizes: they are neighbours after the first level.
-Small blocks are written out entry by entry, each entry an array over all blocks, since a call of LAPACK for every 2 x 2
-block takes several times longer than its arithmetic. For a positive definite matrix every pivot block is a Schur complement and so positive definite too; the reduction
+For a positive definite matrix every pivot block is a Schur complement and so positive definite too; the reduction
 needs no pivoting, and a pivot that fails to be positive definite proves that the matrix is not.
+
+Small blocks are written out entry by entry, each entry an array over all blocks: a call of LAPACK for every 2 x 2 block
+takes several times longer than its arithmetic.
 
 Reference: Buzbee, Golub, Nielson, "On direct methods for solving Poisson's equations", SIAM J. Numer. Anal. 1970.
 """
@@ -50,8 +52,8 @@ def solve_block_tridiagonal(
     if diagonal.shape[1] == 0:
         return rhs, torch.ones(len(rhs), dtype=torch.bool, device=rhs.device)
     if d <= _SMALL:
-        entries = [x.permute(2, 3, 0, 1).contiguous() for x in (diagonal, upper, upper[:, :0] if skip is None else skip)]
-        x, definite = _by_entries(*entries, rhs.permute(2, 0, 1).contiguous(), skip is not None)
+        blocks = [x.permute(2, 3, 0, 1).contiguous() for x in (diagonal, upper, skip) if x is not None]
+        x, definite = _by_entries(rhs.permute(2, 0, 1).contiguous(), *blocks)
         return x.permute(1, 2, 0), definite
     if diagonal.shape[1] == 1:
         x, definite = _solve_blocks(diagonal, rhs[..., None])
@@ -83,11 +85,11 @@ _SMALL = 3  # entries of a block are written out up to this size
 _FEW = 7  # so many blocks are solved at once
 
 
-def _by_entries(diagonal: Tensor, upper: Tensor, skip: Tensor, rhs: Tensor, skips: bool) -> tuple[Tensor, Tensor]:
-    """The same with entries first: ``(d, d, B, n), (d, d, B, n-1), (d, d, B, n//2-1), (d, B, n) -> (d, B, n), (B,)``."""
+def _by_entries(rhs: Tensor, diagonal: Tensor, upper: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The same with entries first: rhs and x ``(d, B, n)``, blocks ``(d, d, B, n)``, ``n-1`` and ``n//2-1``."""
     d, B, n = rhs.shape
     if n <= _FEW:
-        return _dense(diagonal, upper, skip if skips else None, rhs)
+        return _dense(rhs, diagonal, upper, skip)
     factor, definite = _cholesky(diagonal[..., 0::2])
     kept, most = n // 2, (n - 1) // 2
     columns = rhs.new_zeros(d, 2 * d + 1, B, n - kept)  # of the even blocks: the odd one before, the one after, rhs
@@ -101,7 +103,7 @@ def _by_entries(diagonal: Tensor, upper: Tensor, skip: Tensor, rhs: Tensor, skip
     odd[..., :most] -= from_after[:, :d]
     odd_rhs[..., :most] -= from_after[:, 2 * d]
     odd_upper = -from_after[:, d : 2 * d, :, : kept - 1]
-    x_odd, rest = _by_entries(odd, odd_upper + skip if skips else odd_upper, skip[..., :0], odd_rhs, False)
+    x_odd, rest = _by_entries(odd_rhs, odd, odd_upper if skip is None else odd_upper + skip)
     x = torch.empty_like(rhs)
     inner = even[:, 2 * d].clone()
     for j in range(d):
@@ -111,7 +113,7 @@ def _by_entries(diagonal: Tensor, upper: Tensor, skip: Tensor, rhs: Tensor, skip
     return x, definite & rest
 
 
-def _dense(diagonal: Tensor, upper: Tensor, skip: Tensor | None, rhs: Tensor) -> tuple[Tensor, Tensor]:
+def _dense(rhs: Tensor, diagonal: Tensor, upper: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor]:
     """The same for so few blocks that one dense factorisation is cheaper than further levels."""
     d, B, n = rhs.shape
     H = rhs.new_zeros(B, n, d, n, d)  # below the diagonal only

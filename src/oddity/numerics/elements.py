@@ -45,23 +45,22 @@ def model_from_root(S: Tensor, c: Tensor, widths: Tensor) -> ChainModel:
     gradient = _gathered(local[..., 1], local[..., 2], local[..., 0]).permute(1, 2, 0)
 
     G = torch.stack([_dot(root[:2], root[:2]), _dot(root[:2], root[1:]), _dot(root[1:], root[1:])])
-    stiff = (q * G) @ c.new_tensor([[D_[i] * D_[j] for i, j in _PAIRS] for D_ in _SLOPES])  # (3, B, n/2, 6)
+    stiff = (q * G) @ c.new_tensor([[row[i] * row[j] for i, j in _PAIRS] for row in _SLOPES])  # (3, B, n/2, 6)
     stiff = stiff[[0, 1, 1, 2]].reshape(2, 2, *stiff.shape[1:])
     turned = q * turns
     N = torch.stack([torch.stack([_dot(t, root[:2]), _dot(t, root[1:])]) for t in turned])
     V = torch.stack([torch.stack([_dot(t, turns[0]), _dot(t, turns[1])]) for t in turned])
-    model = ChainModel(energy, gradient, *_blocks(N, V, stiff), *(gradient.new_zeros(1, 1, 1, 1) for _ in range(3)))
+    blocks = _blocks(N, V, stiff)
+    bends = tuple(torch.zeros((), dtype=c.dtype, device=c.device).expand_as(block) for block in blocks)
     if len(S) > 2:
-        bends = [_times(second, d) for second in (S[2, 0], S[1, 1], S[0, 2])]
-        W = torch.stack([_dot(bend, p) for bend in bends])[[0, 1, 1, 2]].reshape(V.shape)
-        bent = _blocks(torch.stack([_times(by_x, p), _times(by_y, p)]), W, None)
-    else:
-        bent = tuple(torch.zeros((), dtype=c.dtype, device=c.device).expand_as(x) for x in model[2:5])
-    return ChainModel(*model[:5], *bent)
+        second = torch.stack([_dot(_times(S[k], d), p) for k in ((2, 0), (1, 1), (0, 2))])
+        turned_once = torch.stack([_times(by_x, p), _times(by_y, p)])
+        bends = _blocks(turned_once, second[[0, 1, 1, 2]].reshape(V.shape), None)
+    return ChainModel(energy, gradient, *blocks, *bends)
 
 
 def first_momentum(S: Tensor, c: Tensor, widths: Tensor) -> Tensor:
-    """Minus the gradient of that energy by the first node: ``-> (B, 2)``; S as above, k = 2, of the first three nodes."""
+    """Minus the gradient of that energy by the first node, ``-> (B, 2)``; S as above, of the first three nodes."""
     D = c.new_tensor(_SLOPES)
     d, q = _slopes(c[:, :3], D)[:, :, 0], _weights(widths[:, :2])[:, 0]  # (2, B, 3), (B, 3)
     p = q * _times(S[0, 0], d)
@@ -78,7 +77,9 @@ def _weights(widths: Tensor) -> Tensor:
     """Simpson's weights over dt/ds at the nodes of each element: ``(B, n) -> (B, n/2, 3)``."""
     first, second = widths[:, ::2], widths[:, 1::2]
     whole = first + second
-    pace = torch.stack([(3 * first - second).maximum(0.1 * whole), whole, (3 * second - first).maximum(0.1 * whole)], -1)
+    pace = torch.stack(
+        [(3 * first - second).maximum(0.1 * whole), whole, (3 * second - first).maximum(0.1 * whole)], -1
+    )
     return widths.new_tensor([1 / 6, 2 / 3, 1 / 6]) / pace
 
 
@@ -99,7 +100,7 @@ def _gathered(middle: Tensor, last: Tensor, first: Tensor) -> Tensor:
     return inner
 
 
-def _blocks(N: Tensor, V: Tensor, stiff: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _blocks(N: Tensor, V: Tensor, stiff: Tensor | None) -> tuple[Tensor, ...]:
     """Diagonal, upper and skipping blocks of the inner nodes.
 
     N ``(a, b, B, n/2, 3)`` couples a node's own coordinate a with the slope's b, V a node's coordinates with each
@@ -120,4 +121,4 @@ def _blocks(N: Tensor, V: Tensor, stiff: Tensor | None) -> tuple[Tensor, Tensor,
     upper = middle.new_empty(*middle.shape[:-1], 2 * middle.shape[-1] - 2)
     upper[..., ::2], upper[..., 1::2] = to_last[..., :-1], to_middle[..., 1:]
     blocks = _gathered(middle, last, first), upper, across[..., 1:-1]
-    return tuple(x.permute(2, 3, 0, 1).contiguous() for x in blocks)  # type: ignore[return-value]
+    return tuple(x.permute(2, 3, 0, 1).contiguous() for x in blocks)

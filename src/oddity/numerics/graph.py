@@ -6,7 +6,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, dijkstra
 from sklearn.neighbors import NearestNeighbors
 
-__all__ = ["bridge", "components", "distances_from", "knn_edges", "Routes", "shortest_paths"]
+__all__ = ["Routes", "bridge", "components", "distances_from", "knn_edges", "shortest_paths"]
 
 Points = NDArray[np.floating]
 Edges = NDArray[np.int64]

@@ -1,0 +1,91 @@
+"""Metrics in tables: close to what they stand for, and never in the result."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import oddity
+from oddity.geometry.roadmap import among
+from oddity.geometry.tabulated import Tabulated
+from oddity.testing import LAWS, check_manifold
+
+
+def surface(z: Tensor) -> Tensor:
+    return torch.cat([z, torch.sin(2 * z[:, :1]) * z[:, 1:], 0.5 * z.square()], 1)
+
+
+def hole(z: Tensor) -> Tensor:
+    return torch.where(z.norm(dim=-1, keepdim=True) > 0.2, surface(z), torch.nan)
+
+
+@pytest.fixture
+def codes() -> Tensor:
+    return torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_table_of_the_plane_stands_for_a_decoder(codes: Tensor, dtype: torch.dtype) -> None:
+    z = codes.to(dtype)
+    M = oddity.Pullback(surface) + 0.5 * oddity.Pullback(lambda z: z.exp())
+    table = M.sketch(z)
+    assert isinstance(table, Tabulated)
+    G, there = M.metric(z), table.metric(z)
+    assert there.dtype == dtype
+    assert ((there - G).flatten(1).norm(dim=1) / G.flatten(1).norm(dim=1)).quantile(0.9) < 1e-3
+
+
+def test_a_table_is_a_manifold(codes: Tensor) -> None:
+    z = codes[:6].double()
+    table = oddity.Pullback(surface).sketch(codes.double())
+    assert isinstance(table, Tabulated)
+    own = "the chain model is the derivative of the energy"  # of parabolas: tests/numerics/test_elements.py
+    check_manifold(table, z, [law for law in LAWS if law != own])
+
+
+@pytest.mark.parametrize(
+    ("M", "most"),
+    [
+        (oddity.Pullback(surface), 100),  # may not be looked at so often
+        (oddity.Pullback(hole), 1 << 18),  # no number in places
+        (oddity.Pullback(lambda z: z[:, :1]), 1 << 18),  # singular
+        (oddity.Pullback(lambda z: torch.cat([z, (300 * z).sin()], 1)), 1 << 18),  # too fine for any table
+        (oddity.Sphere(2), 1 << 18),  # a formula is no dearer than a table
+    ],
+    ids=["few", "hole", "singular", "fine", "formula"],
+)
+def test_no_table_where_it_would_not_do(M: oddity.Manifold, most: int, codes: Tensor) -> None:
+    assert not isinstance(M.sketch(codes, most=most), Tabulated)
+
+
+def test_no_table_for_codes_in_one_place() -> None:
+    assert not isinstance(oddity.Pullback(surface).sketch(torch.ones(10, 2)), Tabulated)
+
+
+def test_codes_on_a_line_have_one(codes: Tensor) -> None:
+    assert isinstance(oddity.Pullback(surface).sketch(codes * torch.tensor([1.0, 0.0])), Tabulated)
+
+
+def test_a_table_of_another_metric_misleads_no_result(codes: Tensor) -> None:
+    """The worst sketch there is: smooth, confident, and wrong."""
+    M = oddity.Pullback(surface) + oddity.Pullback(lambda z: 2 * torch.exp(-4 * z.square().sum(-1, keepdim=True)))
+    roads = oddity.Roadmap(M, codes)
+    a, b = codes[:24], codes[24:48]
+    right = M.geodesic(a, b, init=roads)
+    wrong = oddity.Pullback(lambda z: torch.cat([3 * z[:, :1], (2 * z).cos()], 1)).sketch(among(codes))
+    assert isinstance(wrong, Tabulated)
+    roads.sketch = wrong
+    misled = M.geodesic(a, b, init=roads)
+    both = right.converged & misled.converged
+    assert right.converged.all()
+    assert both.float().mean() > 0.9
+    assert (misled.length[both] >= right.length[both] * (1 - 1e-4)).all()
+    torch.testing.assert_close(misled.length[both], M.length(misled.points)[both], rtol=1e-3, atol=0)
+    assert misled.equation_residual[both].quantile(0.9) < 3 * right.equation_residual[both].quantile(0.9) + 1e-3
+
+
+def test_curves_beyond_the_table_are_found_all_the_same(codes: Tensor) -> None:
+    M = oddity.Pullback(surface)
+    roads = oddity.Roadmap(M, codes)
+    far = torch.tensor([[30.0, 1.0]]), torch.tensor([[31.0, -1.0]])
+    g = M.geodesic(*far, init=roads).require()
+    torch.testing.assert_close(g.length, M.geodesic(*far).length, rtol=1e-3, atol=0)

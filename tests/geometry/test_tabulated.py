@@ -46,10 +46,10 @@ def test_a_table_is_a_manifold(codes: Tensor) -> None:
     ("M", "most"),
     [
         (oddity.Pullback(surface), 100),  # may not be looked at so often
-        (oddity.Pullback(hole), 1 << 18),  # no number in places
-        (oddity.Pullback(lambda z: z[:, :1]), 1 << 18),  # singular
-        (oddity.Pullback(lambda z: torch.cat([z, (300 * z).sin()], 1)), 1 << 18),  # too fine for any table
-        (oddity.Sphere(2), 1 << 18),  # a formula is no dearer than a table
+        (oddity.Pullback(hole), 1 << 16),  # no number in places
+        (oddity.Pullback(lambda z: z[:, :1]), 1 << 16),  # singular
+        (oddity.Pullback(lambda z: torch.cat([z, (300 * z).sin()], 1)), 1 << 16),  # too fine for any table
+        (oddity.Sphere(2), 1 << 16),  # a formula is no dearer than a table
     ],
     ids=["few", "hole", "singular", "fine", "formula"],
 )
@@ -71,16 +71,16 @@ def test_a_table_of_another_metric_misleads_no_result(codes: Tensor) -> None:
     roads = oddity.Roadmap(M, codes)
     a, b = codes[:24], codes[24:48]
     right = M.geodesic(a, b, init=roads)
-    wrong = oddity.Pullback(lambda z: torch.cat([3 * z[:, :1], (2 * z).cos()], 1)).sketch(among(codes))
+    wrong = oddity.Pullback(lambda z: torch.cat([3 * z[:, :1], 0.5 * z[:, 1:], z.sin()], 1)).sketch(among(codes))
     assert isinstance(wrong, Tabulated)
     roads.sketch = wrong
     misled = M.geodesic(a, b, init=roads)
-    both = right.converged & misled.converged
     assert right.converged.all()
-    assert both.float().mean() > 0.9
-    assert (misled.length[both] >= right.length[both] * (1 - 1e-4)).all()
-    torch.testing.assert_close(misled.length[both], M.length(misled.points)[both], rtol=1e-3, atol=0)
-    assert misled.equation_residual[both].quantile(0.9) < 3 * right.equation_residual[both].quantile(0.9) + 1e-3
+    assert misled.converged.all()
+    excess = misled.length / right.length - 1
+    assert excess.abs().quantile(0.9) < 1e-4  # a longer valley is a geodesic too
+    assert excess.min() > -1e-4
+    torch.testing.assert_close(misled.length, M.length(misled.points), rtol=1e-3, atol=0)
 
 
 def test_curves_beyond_the_table_are_found_all_the_same(codes: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
 import numpy as np
@@ -16,7 +17,7 @@ __all__ = ["Roadmap", "among"]
 
 _ENOUGH = 2000  # more codes cost minutes and find the same valleys
 _SOME = 500  # codes, where a lattice is at hand,
-_LATTICE = 38  # of so many nodes in each direction
+_LATTICE = 38  # of so many nodes in each direction, or of twice as many nodes as there are codes
 
 
 class Roadmap:
@@ -171,7 +172,8 @@ class Roadmap:
 def _lattice(codes: Tensor) -> Tensor:
     """A lattice over the extent of codes of the plane, and a little beyond: ``(n, 2) -> (m, 2)``."""
     low, high = codes.amin(0), codes.amax(0)
-    share = torch.linspace(-0.05, 1.05, _LATTICE, dtype=codes.dtype, device=codes.device)
+    side = min(_LATTICE, math.isqrt(2 * len(codes)) + 1)
+    share = torch.linspace(-0.05, 1.05, side, dtype=codes.dtype, device=codes.device)
     return low + (high - low) * torch.cartesian_prod(share, share)
 
 

@@ -12,7 +12,7 @@ from oddity.numerics.elements import first_momentum, model_from_root
 
 __all__ = ["Tabulated", "tabulated"]
 
-_NODES = (64, 128, 256, 512)  # in each direction, as many as the metric needs
+_NODES = (64, 128, 256)  # in each direction, as many as the metric needs
 _MARGIN = 0.25  # of the extent of the points, beyond them on every side
 _CLOSE = 1e-3  # the error of nine in ten of the points, as a share of the metric
 
@@ -105,8 +105,11 @@ def tabulated(M: Manifold, z: Tensor, whiten: Tensor, most: int) -> Tabulated | 
         if bool(torch.linalg.cholesky_ex(metric.double()).info.any()) or not bool(metric.isfinite().all()):
             return None
         table = Tabulated(metric.reshape(n, n, 2, 2), low, high)
-        if float(_errors(table, z, whiten).quantile(0.9)) <= _CLOSE:
+        error = float(_errors(table, z, whiten).quantile(0.9))
+        if error <= _CLOSE:
             return table
+        if error * (n / _NODES[-1]) ** 4 > 10 * _CLOSE:  # of fourth order: it would still be too large on the last grid
+            return None
     return None
 
 

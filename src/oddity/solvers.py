@@ -6,8 +6,9 @@ Between two points
 ------------------
 ``M.geodesic(a, b, init=Roadmap(M, codes))``
     The default choice. All pairs in one batch, each started from the straight line and from the shortest path over the
-    codes, solved on a cheap sketch of the metric first and then on the metric itself: :class:`ChainSolver`. Build
-    the roadmap once for a model; it knows the holes of the latent space, which a line cannot.
+    codes, solved on a cheap sketch of the metric first (in two dimensions a table) and then on the metric itself:
+    :class:`ChainSolver`. Build the roadmap once for a model; it knows the holes of the latent space, which a line
+    cannot.
 ``M.geodesic(a, b)``
     The straight line is the only start. Right for near points, and where there are no codes. It may end in a
     longer valley: no local method can know.

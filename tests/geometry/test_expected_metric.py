@@ -1,5 +1,6 @@
 """The paper's metric against independent derivatives and against Monte Carlo over the noise."""
 
+import pytest
 import torch
 from torch.func import jacrev, vmap
 
@@ -26,6 +27,22 @@ def test_is_the_mean_over_the_noise() -> None:
     samples = J.mT @ J  # (S, N, d, d)
     error = samples.std(0) / len(samples) ** 0.5
     assert ((samples.mean(0) - oddity.expected_metric(model).metric(z)).abs() <= 4 * error).all()
+
+
+@pytest.mark.parametrize("away", [0.0, 1000.0])
+def test_energy_and_gradient_alone_are_those_of_the_model(away: float) -> None:
+    torch.manual_seed(0)
+    z = away + torch.randn(30, 3)
+    mean = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 20))
+    M = 2 * oddity.expected_metric(oddity.GaussianDecoder(mean, oddity.RBFPrecision.from_codes(z, 20)).eval())
+    c = z[:8, None] + torch.linspace(0, 1, 7)[:, None] * (z[8:16] - z[:8])[:, None]
+    widths = torch.rand(8, 6) + 1
+    widths /= widths.sum(1, keepdim=True)
+    with torch.no_grad():
+        energy, gradient = M._chain_slope(c, widths)
+        model = M.chain_model(c, widths)
+    torch.testing.assert_close(energy, model.energy)
+    torch.testing.assert_close(gradient, model.gradient, rtol=1e-4, atol=1e-4 * float(gradient.abs().max()))
 
 
 def test_views_the_decoder() -> None:

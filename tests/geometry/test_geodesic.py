@@ -146,6 +146,34 @@ def test_a_roadmap_finds_the_way_around_that_the_line_cannot_see() -> None:
     assert road.length < 0.5 * line.length
 
 
+def gap(z: torch.Tensor) -> torch.Tensor:
+    """A paraboloid that has no points near one place."""
+    none = (z[:, :2] - torch.tensor([-0.5, 0.5]).to(z)).norm(dim=1, keepdim=True) < 0.1
+    return torch.where(none, torch.nan, torch.cat([z, z.square().sum(-1, keepdim=True)], -1))
+
+
+def test_a_join_without_a_length_is_no_way() -> None:
+    """The straight line and some joins of the end run through the gap; others go around it."""
+    codes = torch.rand(20, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    a, b = torch.tensor([[-1.0, 0.5], [0.9, 0.5]], dtype=torch.float64)
+    g = Pullback(gap).geodesic(a, b, init=Roadmap(Pullback(gap), codes, steps=32)).require()
+    assert g.start == "roadmap"
+
+
+def test_an_end_without_any_way_does_not_converge_elsewhere() -> None:
+    """More codes than all their paths are kept of; the first end lies where there is no metric."""
+
+    def half(z: torch.Tensor) -> torch.Tensor:
+        return torch.where(z[:, :1] > 5, torch.nan, z)
+
+    codes = torch.rand(2100, 3, generator=torch.Generator().manual_seed(0))
+    a, b = torch.tensor([[9.0, 0, 0], [0.1, 0.1, 0.1]]), torch.tensor([[0.5, 0.5, 0.5], [0.9, 0.9, 0.9]])
+    g = Pullback(half).geodesic(a, b, init=Roadmap(Pullback(half), codes, k=5, steps=1))
+    assert g.converged.tolist() == [False, True]
+    assert torch.equal(g.points[:, 0], a)
+    assert torch.equal(g.points[:, -1], b)
+
+
 def test_the_shorter_start_wins_and_the_line_stays_in_the_race() -> None:
     M = Pullback(embedded_sphere)
     codes = 3 + torch.randn(30, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # far away

@@ -1,10 +1,13 @@
 """Metrics in tables: close to what they stand for, and never in the result."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
 
 import oddity
+from oddity.geometry import connect
 from oddity.geometry.roadmap import among
 from oddity.geometry.tabulated import Tabulated
 from oddity.testing import LAWS, check_manifold
@@ -89,3 +92,46 @@ def test_curves_beyond_the_table_are_found_all_the_same(codes: Tensor) -> None:
     far = torch.tensor([[30.0, 1.0]]), torch.tensor([[31.0, -1.0]])
     g = M.geodesic(*far, init=roads).require()
     torch.testing.assert_close(g.length, M.geodesic(*far).length, rtol=1e-3, atol=0)
+
+
+def test_companions_do_not_matter_to_the_last_bit(codes: Tensor) -> None:
+    M = oddity.Pullback(surface) + oddity.Pullback(lambda z: 2 * torch.exp(-4 * z.square().sum(-1, keepdim=True)))
+    roads = oddity.Roadmap(M, codes)
+    assert isinstance(roads.sketch, Tabulated)
+    a, b = codes[:19], codes[19:38]
+    assert torch.equal(roads.paths(a, b, 64)[7], roads.paths(a[7:8], b[7:8], 64)[0])
+    together = M.geodesic(a, b, init=roads)
+    lost = b.clone()
+    lost[4] = 1e30
+    with_a_bad_one = M.geodesic(a, lost, init=roads)
+    others = [i for i in range(19) if i != 4]
+    assert not with_a_bad_one.converged[4]
+    assert torch.equal(with_a_bad_one.length[others], together.length[others])
+    for i in (0, 7, 18):
+        assert torch.equal(M.geodesic(a[i], b[i], init=roads).length, together.length[i])
+
+
+def test_a_metric_of_large_numbers_has_a_table(codes: Tensor) -> None:
+    table = oddity.Pullback(lambda z: 1e10 * surface(z)).sketch(codes)
+    assert isinstance(table, Tabulated)
+    assert table.metric(codes).isfinite().all()
+
+
+def test_a_pair_that_the_table_leads_astray_is_raced_without_it(codes: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever becomes of the table's winners, the pair ends as well as it would have without."""
+    M = oddity.Pullback(surface)
+    roads = oddity.Roadmap(M, codes)
+    a, b = codes[:6], codes[6:12]
+    right = M.geodesic(a, b, init=roads).require()
+    scouted = connect._Race._scouted
+
+    def astray(race: connect._Race, starts: Tensor, table: Tabulated) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for entrants, points, widths in scouted(race, starts, table):
+            points[:, 1:-1] = torch.nan
+            yield entrants, points, widths
+
+    monkeypatch.setattr(connect._Race, "_scouted", astray)
+    found = M.geodesic(a, b, init=roads).require()
+    torch.testing.assert_close(found.length, right.length, rtol=1e-4, atol=0)
+    assert torch.equal(found.points[:, 0], a)
+    assert torch.equal(found.points[:, -1], b)

@@ -62,3 +62,13 @@ def test_a_place_that_is_no_number_has_no_value() -> None:
     value = spline(9)(z)[0, 0]
     assert value[:, 0].isnan().all()
     assert value[:, 1].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_place_has_the_same_bits_in_any_company(dtype: torch.dtype) -> None:
+    x = torch.linspace(0, 1, 40, dtype=dtype)
+    f = BicubicSpline(waves(torch.stack(torch.meshgrid(x, x, indexing="ij"), -1)), x[[0, 0]], x[[-1, -1]])
+    z = places(3000).to(dtype) / 2
+    together = f(z, 2)
+    for count in (1, 3, 10, 37, 1000):
+        assert torch.equal(f(z[:count], 2), together[..., :count])

@@ -112,3 +112,16 @@ def test_what_is_not_known_has_no_closed_form(layer: nn.Module) -> None:
 def test_only_dense_networks_can_be_cut_output_by_output() -> None:
     assert isinstance(layered_expansion(random(nn.Linear(2, 3), nn.Tanh())), ClosedForm)
     assert not isinstance(layered_expansion(linear()), ClosedForm)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_transposed_derivative_of_a_dense_network(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(3, 9), nn.Tanh(), nn.Identity(), nn.Linear(9, 7, bias=False), nn.Softplus(2.0)]
+    net = nn.Sequential(*layers, nn.Linear(7, 11), nn.Sigmoid()).to(dtype)
+    z, w = torch.randn(20, 3, dtype=dtype), torch.randn(20, 11, dtype=dtype)
+    form = layered_expansion(net)
+    assert isinstance(form, expansion.Pulling)
+    value, pull_back = form.pulling(z)
+    torch.testing.assert_close(value, net(z))
+    torch.testing.assert_close(pull_back(w), expansion.pull(form(z).frame, w))

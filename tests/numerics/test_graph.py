@@ -6,7 +6,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, dijkstra
 
-from oddity.numerics.graph import bridge, knn_edges, shortest_paths
+from oddity.numerics.graph import Routes, bridge, knn_edges, shortest_paths
 
 
 def cloud(n: int = 60) -> np.ndarray:
@@ -49,3 +49,24 @@ def test_paths_have_the_shortest_length() -> None:
         assert path[-1] == target
         assert all(i == j or (int(i), int(j)) in known for i, j in steps)
         np.testing.assert_allclose(sum(np.linalg.norm(points[i] - points[j]) for i, j in steps), expected)
+
+
+def test_routes_are_the_shortest_over_all_joins_that_have_a_length() -> None:
+    rng = np.random.default_rng(0)
+    edges = np.array(list(itertools.combinations(range(40), 2)))[::7]
+    lengths = rng.uniform(1, 2, len(edges))
+    whole = dijkstra(csr_array((lengths, edges.T), shape=(40, 40)), directed=False)
+    out, into = rng.integers(0, 40, (2, 30, 5))
+    leave, enter = rng.uniform(0, 2, (2, 30, 5))
+    leave[:, 2], enter[3] = np.inf, np.inf
+    found = Routes(40, edges, lengths).between(out, leave, into, enter, block=7)
+    assert (found[3] == -1).all()  # no way in
+    for b in range(30):
+        best = (leave[b, :, None] + whole[out[b][:, None], into[b]] + enter[b]).min()
+        if np.isfinite(best):
+            way = found[b]
+            length = whole[way[:-1], way[1:]].sum()
+            ends = leave[b][out[b] == way[0]].min() + enter[b][into[b] == way[-1]].min()
+            np.testing.assert_allclose(length + ends, best)
+        else:
+            assert (found[b] == -1).all()

@@ -36,7 +36,7 @@ class ChainSolver:
     Parameters
     ----------
     segments
-        Segments of the first grid, an even number.
+        Segments of the first grid, an even number; at least 64 under a table, where they cost little.
     max_segments
         A curve that its grid does not resolve is solved again on twice as many, denser where it was missed, up to
         this number.
@@ -194,7 +194,7 @@ _GIVEN_UP = "given up for a shorter start"
 _SCOUTS = 64  # segments in a table
 _SCOUTED = 2e-3  # resolution there: the metric's own chain then hardly moves
 _GUIDED = 6  # steps by a table's Hessian, before the metric's own
-_AGREES = 0.05  # a table that gives a step by more of a step's length wrong does not guide
+_AGREES = 0.05  # a table that is further off, in a step as a share of the longest or in the metric, does not guide
 _SAME = 0.05  # curves nearer than this share of their extent are in one valley
 
 
@@ -222,7 +222,8 @@ class _Race:
     """All starts of all pairs, solved on grids as fine as each curve needs.
 
     The starts of pair i are the curves i, i + B, i + 2 B, ... On each grid every open curve is first solved under the
-    sketch of the metric where there is one, and roughly where there is none. Those that the grid resolves are solved
+    sketch of the metric where there is one, and roughly where there is none. Under a table the whole race is run first,
+    and only its winners come here. Those that the grid resolves are solved
     to the end and measured; the others go on to a grid of twice as many segments, denser where they need it, but for
     starts that have run into their rival's valley or lie hopelessly behind.
     """
@@ -239,25 +240,42 @@ class _Race:
         self.why = [_GIVEN_UP] * total
         self.grids: list[tuple[Tensor, Tensor, Tensor]] = []  # which curves ended on a grid, their points and widths
         self.segments = torch.zeros_like(self.iterations)  # of the grid on which a curve ended; 0 if given up
+        self.lines: Tensor | None = None
         self.pruning = count > 1
         if isinstance(sketch, Tabulated) and sketch is not M:
             for entrants, chains, widths in self._scouted(starts, sketch):
                 points, measured, again = self._finish(entrants, chains, widths, self._is_last(chains))
                 self._run(entrants[again], *_refined(points[again], widths[again], measured.at(again)))
-            starts, self.sketch = interpolate_chain(starts, _times(solver.segments, starts)), M
+            self.sketch = M
+            coarse = interpolate_chain(starts, _times(solver.segments, starts))
+            coarse[:, 0], coarse[:, -1] = starts[:, 0], starts[:, -1]
+            starts, entrants = coarse, self._forgotten(coarse)
         else:
-            self._run(torch.arange(total, device=starts.device), starts, _even(starts))
+            entrants = torch.arange(total, device=starts.device)
+        self._run(entrants, starts[entrants], _even(starts[entrants]))
         self.pruning = False
         abandoned = self._abandoned()
         self._run(abandoned, starts[abandoned], _even(starts[abandoned]))
 
     def _scouted(self, starts: Tensor, table: Tabulated) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Run the whole race under the table; send its winners on, each from where it ended, on its grid."""
-        scout = _Race(table, starts, self.count, _scouting(self.solver, table), table)
+        B = len(starts) // self.count
+        inside = table.covers(starts[:B, [0, -1]]).all(-1).repeat(self.count).nonzero()[:, 0]
+        scout = _Race(table, starts[inside], self.count, _scouting(self.solver, table), table)
         pick = scout.winners(scout.stationary & scout.resolved)
-        self.iterations[pick] = scout.iterations[pick]
+        self.iterations[inside[pick]] = scout.iterations[pick]
         for used, points, widths in scout.on_grids(pick):
-            yield pick[used], points, widths
+            yield inside[pick[used]], points, widths
+
+    def _forgotten(self, starts: Tensor) -> Tensor:
+        """All starts of the pairs that have no converged curve yet, as if nothing had been tried."""
+        B = len(starts) // self.count
+        done = self.verdict(starts[:B, 0], starts[:B, -1])[0].reshape(self.count, B).any(0)
+        again = (~done).repeat(self.count).nonzero()[:, 0]
+        kept = [(grid, ~torch.isin(grid[0], again)) for grid in self.grids]
+        self.grids = [(ended[keep], points[keep], widths[keep]) for (ended, points, widths), keep in kept]
+        self.iterations[again], self.segments[again], self.length[again] = 0, 0, torch.inf
+        return again
 
     def _run(self, entrants: Tensor, chains: Tensor, widths: Tensor) -> None:
         while len(entrants):
@@ -341,11 +359,15 @@ class _Race:
         measured = _measure(self.M, found.points, widths)
         drawn = _measure(self.sketch, found.points, widths).steps
         apart = ~((drawn - measured.steps).abs().amax(-1) <= _AGREES * measured.steps.amax(-1))
+        n = chains.shape[1] - 1
+        some = found.points[:, [n // 8, 3 * n // 8, 5 * n // 8, 7 * n // 8]].flatten(0, 1)
+        across = self.sketch.errors(some, torch.linalg.cholesky_ex(self.M._grams(some, torch.float64))[0])
+        apart |= ~(across.reshape(-1, 4) <= _AGREES).all(-1)
         left = (~found.stationary | apart).nonzero()[:, 0]
         if len(left):
             again = self._solve(self.M, entrants[left], found.points[left], widths[left], exact=True)
-            for whole, part in zip(found[:5], again[:5], strict=True):
-                whole[left] = part
+            found.points[left], found.decrement[left] = again.points, again.decrement
+            found.stationary[left] = again.stationary
             for k, i in enumerate(left.tolist()):
                 found.why[i] = again.why[k]
             for whole, part in zip(measured, _measure(self.M, again.points, widths[left]), strict=True):
@@ -378,7 +400,7 @@ class _Race:
 
     def verdict(self, a: Tensor, b: Tensor) -> tuple[Tensor, list[str]]:
         """Whether each curve converged, and if not, why."""
-        line = _measure(self.M, _line(a, b, self.solver.segments)).length
+        line = self._lines(a, b)
         seems = self._longer(line.repeat(self.count)).reshape(self.count, -1).any(0)
         if bool(seems.any()):  # a coarse line may have stepped over something: look again before a judgement
             line[seems] = _measure(self.M, _line(a[seems], b[seems], self.solver.max_segments)).length
@@ -393,6 +415,12 @@ class _Race:
             else:
                 why[i] = f"longer than the straight line: {float(self.length[i]):.6g} against {float(line[i]):.6g}"
         return self.stationary & self.resolved & ~longer, why
+
+    def _lines(self, a: Tensor, b: Tensor) -> Tensor:
+        """Lengths of the straight lines, measured once: ``(B, d) -> (B,)``."""
+        if self.lines is None:
+            self.lines = _measure(self.M, _line(a, b, 2 * self.solver.segments)).length
+        return self.lines
 
     def _longer(self, line: Tensor) -> Tensor:
         """Whether a finished curve exceeds its straight line by more than its error and rounding, or has no length.

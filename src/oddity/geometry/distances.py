@@ -480,6 +480,8 @@ class _Work:
 
     def solve(self, stage: str, count: int, numbers: Callable[[slice], Numbers]) -> None:
         """Solve some pairs, counted from 0 to count, and write them into the matrix."""
+        if count and self.graph.roads:
+            _ = self.graph.roads._net  # found here once, and not by each worker again
 
         def job(at: slice) -> Any:
             i, j = (torch.from_numpy(index).to(self.z.device) for index in self.pairs.places(numbers(at)))

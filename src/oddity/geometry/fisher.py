@@ -182,7 +182,9 @@ class FisherMetric(Manifold):
     def _curving(self, z: Tensor, u: Tensor, v: Tensor) -> Curving:
         return self.at(z)._curving(z, u, v)
 
-    _calls_a_function = True
+    @property
+    def _is_dear(self) -> bool:
+        return True
 
     def _sketch(self, z: Tensor, whiten: Tensor, tolerance: float) -> Manifold:
         return self.at(z)._sketch(z, whiten, tolerance)

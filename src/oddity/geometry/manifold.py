@@ -373,21 +373,24 @@ class Manifold(abc.ABC):
         tolerance
             Share of the metric that may be left out of the outputs, on average over the points.
         most
-            Points at which the metric may be looked at for a table.
+            Nodes that a table may have.
         """
         self.admit(z, "z")
         factor, info = torch.linalg.cholesky_ex(self.metric(z).double())
         regular = info == 0
         if not bool(regular.any()):
             return self
-        if z.shape[-1] == 2 and self._calls_a_function:
+        if z.shape[-1] == 2 and self._is_dear:
             from oddity.geometry.tabulated import tabulated
 
             if (table := tabulated(self, z[regular], factor[regular], most)) is not None:
                 return table
         return self._sketch(z[regular], factor[regular], tolerance)
 
-    _calls_a_function = False  # a decoder, say: then it pays to look it up in a table
+    @property
+    def _is_dear(self) -> bool:
+        """Whether the metric calls a decoder or another function, so that a table of it saves time."""
+        return False
 
     def _sketch(self, z: Tensor, whiten: Tensor, tolerance: float) -> Manifold:
         """The sketch at regular points, whose errors count in the norm of the whole metric, of which this is a part."""
@@ -679,8 +682,8 @@ class Sum(Manifold):
         return sum(energies[1:], energies[0]), sum(gradients[1:], gradients[0])
 
     @property
-    def _calls_a_function(self) -> bool:  # type: ignore[override]
-        return any(part._calls_a_function for part in self.parts)
+    def _is_dear(self) -> bool:
+        return any(part._is_dear for part in self.parts)
 
     def _momentum(self, c: Tensor, widths: Tensor) -> tuple[Tensor, int]:
         covectors, orders = zip(*(part._momentum(c, widths) for part in self.parts), strict=True)
@@ -798,8 +801,8 @@ class Scaled(Manifold):
         return self.factor * energy, self.factor * gradient
 
     @property
-    def _calls_a_function(self) -> bool:  # type: ignore[override]
-        return self.base._calls_a_function
+    def _is_dear(self) -> bool:
+        return self.base._is_dear
 
     def _momentum(self, c: Tensor, widths: Tensor) -> tuple[Tensor, int]:
         covector, order = self.base._momentum(c, widths)

@@ -12,7 +12,7 @@ from torch import Tensor
 from oddity.geometry.manifold import Curving, Manifold
 from oddity.numerics.autodiff import Differential
 from oddity.numerics.chain import ChainModel, energy_of_values, model_from_blocks, model_from_expansion
-from oddity.numerics.expansion import Expansion, gram, pull
+from oddity.numerics.expansion import Expansion, PulledValue, gram, pull
 from oddity.numerics.networks import has_parts, outputs_of, parts_of
 from oddity.numerics.reduction import reduced
 
@@ -108,7 +108,9 @@ class Pullback(Manifold):
             return super().chain_model(c, widths, exact=True)
         return self._by_chunks(c, widths, self._curved_model)
 
-    _calls_a_function = True
+    @property
+    def _is_dear(self) -> bool:
+        return True
 
     def _chain_slope(self, c: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
         pulling = self.differential.pulling
@@ -221,9 +223,7 @@ class Pullback(Manifold):
         return f"Pullback({inside})"
 
 
-def _flat_slope(
-    pulling: Callable[[Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]], c: Tensor, widths: Tensor
-) -> tuple[Tensor, Tensor]:
+def _flat_slope(pulling: Callable[[Tensor], PulledValue], c: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
     """Energy and gradient of chains ``(B, n+1, d)``, by the transposed derivative alone."""
     value, pull_back = pulling(_padded(c))
     count, nodes = c.shape[0] * c.shape[1], c.shape[:2]

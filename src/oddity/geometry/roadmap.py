@@ -45,10 +45,10 @@ class Roadmap:
         ``(E, 2)``, each once. Separate parts of the graph are joined by their shortest gaps, whose Riemannian
         lengths say what the crossing costs.
     lengths : Tensor
-        ``(E,)``, the Riemannian length of each straight edge, under the sketch where that is a table.
+        ``(E,)``, the Riemannian length of each straight edge.
     sketch : Manifold
         A cheaper metric that is close around the codes and between them, where geodesics are solved first. In two
-        dimensions a table of the metric (:mod:`oddity.geometry.tabulated`), which also measures lines and finds paths.
+        dimensions a table of the metric (:mod:`oddity.geometry.tabulated`), which finds the paths too.
 
     Raises
     ------
@@ -78,10 +78,17 @@ class Roadmap:
         self.codes = codes.detach()
         self.edges = self._neighbours(self.codes)
         self.sketch = M.sketch(among(self.codes), most=len(self.edges) * (steps + 1))
-        self.lengths = self._straight(self.codes[self.edges[:, 0]], self.codes[self.edges[:, 1]])
-        if not bool(self.lengths.isfinite().all()):
-            i, j = self.edges[~self.lengths.isfinite()][0].tolist()
+        if self._ruler is M:
+            _ = self.lengths  # so that an edge without a length is told at once
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """The Riemannian length of each straight edge, ``(E,)``."""
+        lengths = self._straight(self.codes[self.edges[:, 0]], self.codes[self.edges[:, 1]], self.M)
+        if not bool(lengths.isfinite().all()):
+            i, j = self.edges[~lengths.isfinite()][0].tolist()
             raise ValueError(f"the edge between codes {i} and {j} has no finite length; is the metric finite there?")
+        return lengths
 
     @classmethod
     def thinned(cls, M: Manifold, codes: Tensor) -> Roadmap:
@@ -103,18 +110,21 @@ class Roadmap:
         """Shortest paths from a to b through the codes, on n segments of equal length: ``(B, d) -> (B, n+1, d)``.
 
         Each end is joined to its k nearest codes, and to no other end, so that a path does not depend on its
-        companions.
+        companions. Where the sketch is a table, paths lead over some codes and a lattice. Where there is no path, it is
+        the straight line.
         """
         if len(a) == 0:
             return a[:, None].expand(-1, n + 1, -1)
-        ends = torch.cat([a, b])
-        if len(self.codes) > _ENOUGH and self._ruler is self.M:
-            return _resampled(self.M, self._searched(ends), n)
-        nodes, routes = self._net
-        near, joins = (x.cpu().numpy() for x in self._joined(ends, nodes))
         B = len(a)
-        way = torch.from_numpy(routes.between(near[:B], joins[:B], near[B:], joins[B:])).to(a.device)
-        return _resampled(self._ruler, torch.cat([a[:, None], nodes[way], b[:, None]], 1), n)
+        if len(self.codes) > _ENOUGH and self._ruler is self.M:
+            nodes, way = self._searched(torch.cat([a, b]))
+        else:
+            nodes, routes = self._net
+            near, joins = (x.cpu().numpy() for x in self._joined(torch.cat([a, b]), nodes))
+            way = routes.between(near[:B], joins[:B], near[B:], joins[B:])
+        inner = torch.from_numpy(way).to(a.device)[..., None]
+        inner = torch.where(inner < 0, a[:, None], nodes[inner[..., 0].clamp(min=0)])
+        return _resampled(self._ruler, torch.cat([a[:, None], inner, b[:, None]], 1), n)
 
     @cached_property
     def _net(self) -> tuple[Tensor, Routes]:
@@ -122,11 +132,12 @@ class Roadmap:
 
         Where a table measures lengths at no cost, fewer codes and a lattice lead to shorter valleys than all codes.
         """
-        nodes, edges, lengths = self.codes, self.edges, self.lengths
-        if self._ruler is not self.M:
-            nodes = torch.cat([nodes[:: -(-len(nodes) // _SOME)], _lattice(nodes)])
+        if self._ruler is self.M:
+            nodes, edges, lengths = self.codes, self.edges, self.lengths
+        else:
+            nodes = torch.cat([self.codes[:: -(-len(self.codes) // _SOME)], _lattice(self.codes)])
             edges = self._neighbours(nodes)
-            lengths = self._straight(nodes[edges[:, 0]], nodes[edges[:, 1]])
+            lengths = self._straight(nodes[edges[:, 0]], nodes[edges[:, 1]], self._ruler)
         return nodes, Routes(len(nodes), edges.cpu().numpy(), _positive(lengths).cpu().numpy())
 
     def _neighbours(self, points: Tensor) -> Tensor:
@@ -140,20 +151,20 @@ class Roadmap:
         """What measures straight lines: a table is as good as the metric for that."""
         return self.sketch if isinstance(self.sketch, Tabulated) else self.M
 
-    def _straight(self, a: Tensor, b: Tensor) -> Tensor:
+    def _straight(self, a: Tensor, b: Tensor, ruler: Manifold) -> Tensor:
         t = torch.linspace(0, 1, self.steps + 1, dtype=a.dtype, device=a.device)[:, None]
         with torch.no_grad():
-            return self._ruler._lengths(a[:, None] + t * (b - a)[:, None])
+            return ruler._lengths(a[:, None] + t * (b - a)[:, None])
 
     def _joined(self, ends: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """The k nodes nearest to each end, and the lengths of the straight lines there: ``(E, d) -> (E, k)`` twice."""
         k = min(self.k, len(nodes))
         near = torch.cdist(ends, nodes).topk(k, largest=False).indices
-        joins = self._straight(ends[:, None].expand(-1, k, -1).flatten(0, 1), nodes[near.flatten()])
-        return near, _positive(joins).reshape(near.shape)
+        joins = self._straight(ends[:, None].expand(-1, k, -1).flatten(0, 1), nodes[near.flatten()], self._ruler)
+        return near, _positive(joins).nan_to_num(torch.inf, posinf=torch.inf).reshape(near.shape)
 
-    def _searched(self, ends: Tensor) -> Tensor:
-        """Nodes of the shortest paths from the first half of the ends to the second.
+    def _searched(self, ends: Tensor) -> tuple[Tensor, np.ndarray]:
+        """Nodes, and those of the shortest paths from the first half of the ends to the second.
 
         Path by path, for so many codes that all paths between them would fill the memory.
         """
@@ -166,7 +177,7 @@ class Roadmap:
         lengths = torch.cat([_positive(self.lengths).repeat(2), joins.flatten()]).cpu().numpy()
         at = np.arange(B) + n
         way = shortest_paths(n + E, edges, lengths, at, at + B)
-        return torch.cat([self.codes, ends])[torch.from_numpy(way).to(ends.device)]
+        return torch.cat([self.codes, ends]), way
 
 
 def _lattice(codes: Tensor) -> Tensor:

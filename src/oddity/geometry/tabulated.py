@@ -29,7 +29,7 @@ class Tabulated(Manifold):
     metric
         ``(n1, n2, 2, 2)``, symmetric positive definite, at the nodes.
     low, high
-        ``(2,)``, the first and the last node.
+        ``(2,)``, the first and the last node, in the dtype of the points to come.
 
     Examples
     --------
@@ -51,7 +51,22 @@ class Tabulated(Manifold):
         trace = metric[..., 0, 0] + metric[..., 1, 1]
         width = (trace + 2 * root).sqrt()
         values = torch.stack([metric[..., 0, 0] + root, metric[..., 0, 1], metric[..., 1, 1] + root], -1)
-        self.spline = BicubicSpline(values / width[..., None], low, high)
+        self.low, self.high = low, high
+        self.spline = BicubicSpline((values / width[..., None]).to(low), low, high)
+
+    def covers(self, z: Tensor) -> Tensor:
+        """Whether points lie on the grid: ``(*, 2) -> (*)`` bool."""
+        return ((z >= self.low) & (z <= self.high)).all(-1)
+
+    def errors(self, z: Tensor, whiten: Tensor) -> Tensor:
+        """Distance to another metric at points, as a share of that: ``(N, 2), (N, 2, 2) -> (N,)``.
+
+        By the lower triangular factors of the other metric, in which the difference is measured.
+        """
+        half = torch.linalg.solve_triangular(whiten, self._grams(z).to(whiten), upper=False)
+        ratio = torch.linalg.solve_triangular(whiten, half.mT, upper=False)
+        errors: Tensor = (ratio - torch.eye(2, dtype=ratio.dtype, device=ratio.device)).flatten(1).norm(dim=1)
+        return errors
 
     def push(self, z: Tensor, v: Tensor) -> Tensor:
         """Square root of the metric times v: ``(*, 2), (*, 2) -> (*, 2)``."""
@@ -86,7 +101,7 @@ def tabulated(M: Manifold, z: Tensor, whiten: Tensor, most: int) -> Tabulated | 
     whiten
         ``(N, 2, 2)``, lower triangular factors of the metric there, in which errors are measured.
     most
-        Nodes that may be looked at.
+        Nodes that a grid may have.
     """
     low, high = z.amin(0), z.amax(0)
     margin = _MARGIN * (high - low).amax()
@@ -101,21 +116,13 @@ def tabulated(M: Manifold, z: Tensor, whiten: Tensor, most: int) -> Tabulated | 
         nodes = torch.cartesian_prod(*sides)
         if n * n > most or not bool(in_chart(M, nodes[None]).all()):
             return None
-        metric = M.metric(nodes)
-        if bool(torch.linalg.cholesky_ex(metric.double()).info.any()) or not bool(metric.isfinite().all()):
+        metric = M._grams(nodes, torch.float64)
+        if not bool(metric.isfinite().all()) or bool(torch.linalg.cholesky_ex(metric).info.any()):
             return None
         table = Tabulated(metric.reshape(n, n, 2, 2), low, high)
-        error = float(_errors(table, z, whiten).quantile(0.9))
+        error = float(table.errors(z, whiten).quantile(0.9))
         if error <= _CLOSE:
             return table
         if error * (n / _NODES[-1]) ** 4 > 10 * _CLOSE:  # of fourth order: it would still be too large on the last grid
             return None
     return None
-
-
-def _errors(table: Tabulated, z: Tensor, whiten: Tensor) -> Tensor:
-    """Largest change of a squared norm at each point, as a share of it: ``(N,)``."""
-    half = torch.linalg.solve_triangular(whiten, table.metric(z).to(whiten), upper=False)
-    ratio = torch.linalg.solve_triangular(whiten, half.mT, upper=False)
-    errors: Tensor = (torch.linalg.eigvalsh(ratio) - 1).abs().amax(-1)
-    return errors

@@ -17,7 +17,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
-from oddity.numerics.expansion import ClosedForm, Expansion, along, gram, scaled
+from oddity.numerics.expansion import ClosedForm, Expansion, PulledValue, along, gram, scaled
 
 #: The precision infinitely far from the data: a largest standard deviation of 10, an order of magnitude
 #: above any error on data in [0, 1]. A smaller value makes a higher wall and a stiffer metric.
@@ -264,12 +264,9 @@ class RBFPrecision(nn.Module):
         ``H_k = 2 lambda_k v_k (2 lambda_k u u' - I)`` the Hessian of the bump; along p and q the second derivative is
         ``3 beta^{1/2} (J p) (J q) - 1/2 beta^{-3/2} W (p' H q)``.
         """
-        exponent = self._exponent(z)  # (N, K)
-        bound = _largest_exponent(z.dtype)
-        v = torch.exp(-exponent.clamp(max=bound))  # (N, K)
+        v, slope = self._bumps(z)
         precision = nn.functional.linear(v, self.weight, self.zeta)  # (N, D)
         std = precision.rsqrt()
-        slope = self.bandwidths * v * (exponent <= bound)  # (N, K)
         away = (z[:, None] - self.centres).permute(2, 0, 1)  # (d, N, K)
         frame = scaled((slope * away) @ self.weight.mT, std / precision)  # (d, N, D)
 
@@ -286,17 +283,22 @@ class RBFPrecision(nn.Module):
 
         return Expansion(std, frame, bend, second)
 
-    def _pulling_std(self, z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """The standard deviation (N, D), and the map w -> J'w: (N, D) -> (N, d)."""
+    def _bumps(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The bumps v, and lambda v where they are not cut off: (N, d) -> (N, K) twice."""
         exponent = self._exponent(z)
         bound = _largest_exponent(z.dtype)
         v = torch.exp(-exponent.clamp(max=bound))
-        std = nn.functional.linear(v, self.weight, self.zeta).rsqrt_()
-        slope = self.bandwidths * v * (exponent <= bound)
+        return v, self.bandwidths * v * (exponent <= bound)
+
+    def _pulling_std(self, z: Tensor) -> PulledValue:
+        """The standard deviation (N, D), and the map w -> J'w: (N, D) -> (N, d)."""
+        v, slope = self._bumps(z)
+        std = nn.functional.linear(v, self.weight, self.zeta).rsqrt()
+        origin = self.centres[0]  # differences of near places: no digits are lost far from zero
 
         def pulled(w: Tensor) -> Tensor:
             share = (w * std).mul_(std).mul_(std) @ self.weight * slope  # (N, K)
-            return share.sum(-1, keepdim=True) * z - share @ self.centres
+            return share.sum(-1, keepdim=True) * (z - origin) - share @ (self.centres - origin)
 
         return std, pulled
 
@@ -516,7 +518,7 @@ class _StdForm:
     def values(self, z: Tensor) -> Tensor:
         return self.network.std(z)
 
-    def pulling(self, z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def pulling(self, z: Tensor) -> PulledValue:
         return self.network._pulling_std(z)
 
     def outputs(self, index: Tensor) -> _StdForm:

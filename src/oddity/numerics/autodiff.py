@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from oddity.numerics.expansion import ClosedForm, Expansion, Pulling, layered_expansion, pull
+from oddity.numerics.expansion import ClosedForm, Expansion, PulledValue, Pulling, layered_expansion, pull
 from oddity.numerics.networks import eager, module_behind, name_of, refuse, standing_for
 
 __all__ = ["BEND_MODES", "MODES", "SECOND_MODES", "Differential", "gradient"]
@@ -468,7 +468,7 @@ class Differential:
         return pulled.reshape(*shape, z.shape[-1])
 
     @property
-    def pulling(self) -> Callable[[Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]] | None:
+    def pulling(self) -> Callable[[Tensor], PulledValue] | None:
         """Value and transposed derivative in one call, see :class:`~oddity.numerics.expansion.Pulling`, where known."""
         return self._expansion.pulling if isinstance(self._expansion, Pulling) else None
 

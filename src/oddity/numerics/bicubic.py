@@ -39,6 +39,7 @@ class BicubicSpline:
         n1, n2, channels = values.shape
         self.low, self.last = low.to(values), values.new_tensor([n1 - 1, n2 - 1])
         self.steps = (high.to(values) - self.low) / self.last
+        self.cells = n2 - 1  # in a row
         powers = torch.tensor(_B_SPLINES, dtype=values.dtype, device=values.device)  # (order, power, node)
         scale = self.steps[:, None] ** -torch.arange(3, device=values.device)  # (2, order)
         self.weights = (scale[:, :, None, None] * powers).permute(0, 2, 1, 3)  # (2, power, order, node)
@@ -51,6 +52,8 @@ class BicubicSpline:
 
     def __call__(self, z: Tensor, order: int = 0) -> Tensor:
         """Derivatives up to an order in each direction: ``(N, 2) -> (order+1, order+1, C, N)``."""
+        count = len(z)
+        z = _filled(z)
         places = (z - self.low) / self.steps
         within = places.clamp(torch.zeros_like(self.last), self.last)
         cells = within.long().clamp(torch.zeros_like(self.last).long(), self.last.long() - 1)
@@ -60,10 +63,16 @@ class BicubicSpline:
         weights = (powers @ self.weights[:, :, :k].flatten(2)).reshape(2, len(z), k, 4)
         if order > 1:  # beyond the grid nothing changes; at its edge the slope is zero by itself
             weights[:, :, 2] *= (places == within).mT[..., None]
-        window = self.rows.index_select(0, cells[:, 0] * int(self.last[1]) + cells[:, 1])  # (N, 4, C * 4)
+        window = self.rows.index_select(0, cells[:, 0] * self.cells + cells[:, 1])  # (N, 4, C * 4)
         half = torch.bmm(weights[0], window).reshape(len(z), k * channels, 4)
         whole = torch.bmm(half, weights[1].mT).reshape(len(z), k, channels, k)
-        return whole.permute(1, 3, 2, 0)
+        return whole.permute(1, 3, 2, 0)[..., :count]
+
+
+def _filled(z: Tensor) -> Tensor:
+    """The places, and the last again until they fill the registers: a place then has the same bits in any company."""
+    missing = max(32 - len(z), -len(z) % 16)
+    return torch.cat([z, z[-1:].expand(missing, -1)]) if missing and len(z) else z
 
 
 # cubic B-splines of the four nodes around, and their derivatives, by powers of the place between the middle two

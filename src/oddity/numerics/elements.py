@@ -14,10 +14,6 @@ from oddity.numerics.chain import ChainModel
 
 __all__ = ["first_momentum", "model_from_root"]
 
-# d/ds at the three nodes of the parabola through them, on 0 <= s <= 1: row k is node k
-_SLOPES = ((-3.0, 4.0, -1.0), (-1.0, 0.0, 1.0), (1.0, -4.0, 3.0))
-_PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (1, 2), (0, 2))  # blocks of an element
-
 
 def model_from_root(S: Tensor, c: Tensor, widths: Tensor) -> ChainModel:
     """Model of the energy of chains in the plane.
@@ -33,20 +29,18 @@ def model_from_root(S: Tensor, c: Tensor, widths: Tensor) -> ChainModel:
     widths
         ``(B, n)``, the widths of the segments.
     """
-    D = c.new_tensor(_SLOPES)
     S = S.unfold(-1, 3, 2)  # (k, k, 3, B, n/2, 3)   the nodes of each element
-    d, q = _slopes(c, D), _weights(widths)  # (2, B, n/2, 3), (B, n/2, 3)
+    d, q = _slopes(c), _weights(widths)  # (2, B, n/2, 3), (B, n/2, 3)
     root, by_x, by_y = S[0, 0], S[1, 0], S[0, 1]
     r = _times(root, d)  # (2, B, n/2, 3)
     p = q * r
     turns = torch.stack([_times(by_x, d), _times(by_y, d)])  # (a, i, ...)   derivatives of r by the node itself
     energy = 0.5 * (p * r).sum((0, 2, 3))
-    local = torch.stack([_dot(turns[0], p), _dot(turns[1], p)]) + _times(root, p) @ D
+    local = torch.stack([_dot(turns[0], p), _dot(turns[1], p)]) + _adjoint_slopes(_times(root, p))
     gradient = _gathered(local[..., 1], local[..., 2], local[..., 0]).permute(1, 2, 0)
 
     G = torch.stack([_dot(root[:2], root[:2]), _dot(root[:2], root[1:]), _dot(root[1:], root[1:])])
-    stiff = (q * G) @ c.new_tensor([[row[i] * row[j] for i, j in _PAIRS] for row in _SLOPES])  # (3, B, n/2, 6)
-    stiff = stiff[[0, 1, 1, 2]].reshape(2, 2, *stiff.shape[1:])
+    stiff = _products_of_slopes((q * G)[[0, 1, 1, 2]].reshape(2, 2, *q.shape))
     turned = q * turns
     N = torch.stack([torch.stack([_dot(t, root[:2]), _dot(t, root[1:])]) for t in turned])
     V = torch.stack([torch.stack([_dot(t, turns[0]), _dot(t, turns[1])]) for t in turned])
@@ -61,20 +55,35 @@ def model_from_root(S: Tensor, c: Tensor, widths: Tensor) -> ChainModel:
 
 def first_momentum(S: Tensor, c: Tensor, widths: Tensor) -> Tensor:
     """Minus the gradient of that energy by the first node, ``-> (B, 2)``; S as above, of the first three nodes."""
-    D = c.new_tensor(_SLOPES)
-    d, q = _slopes(c[:, :3], D)[:, :, 0], _weights(widths[:, :2])[:, 0]  # (2, B, 3), (B, 3)
+    d, q = _slopes(c[:, :3])[:, :, 0], _weights(widths[:, :2])[:, 0]  # (2, B, 3), (B, 3)
     p = q * _times(S[0, 0], d)
     first = [_dot(_times(x, d), p)[..., 0] for x in (S[1, 0], S[0, 1])]
-    return -(torch.stack(first) + _times(S[0, 0], p) @ D[:, 0]).mT
+    return -(torch.stack(first) + _adjoint_slopes(_times(S[0, 0], p))[..., 0]).mT
 
 
-def _slopes(c: Tensor, D: Tensor) -> Tensor:
-    """d/ds of each element's parabola at its nodes: ``(B, n+1, 2) -> (2, B, n/2, 3)``."""
-    return c.permute(2, 0, 1).unfold(-1, 3, 2) @ D.mT
+def _slopes(c: Tensor) -> Tensor:
+    """d/ds of each element's parabola at its nodes, 0 <= s <= 1: ``(B, n+1, 2) -> (2, B, n/2, 3)``."""
+    x, y, z = c.permute(2, 0, 1).unfold(-1, 3, 2).unbind(-1)
+    return torch.stack([4 * y - 3 * x - z, z - x, x - 4 * y + 3 * z], -1)
+
+
+def _adjoint_slopes(p: Tensor) -> Tensor:
+    """The transpose of that, element by element: ``(*, 3) -> (*, 3)``."""
+    x, y, z = p.unbind(-1)
+    return torch.stack([z - y - 3 * x, 4 * (x - z), y - x + 3 * z], -1)
+
+
+def _products_of_slopes(g: Tensor) -> list[Tensor]:
+    """Blocks of the quadratic form sum g |slope|^2 of an element: nodes 0-0, 1-1, 2-2, 0-1, 1-2, 0-2."""
+    x, y, z = g.unbind(-1)
+    return [9 * x + y + z, 16 * (x + z), x + y + 9 * z, -4 * (3 * x + z), -4 * (x + 3 * z), 3 * (x + z) - y]
 
 
 def _weights(widths: Tensor) -> Tensor:
-    """Simpson's weights over dt/ds at the nodes of each element: ``(B, n) -> (B, n/2, 3)``."""
+    """Simpson's weights over dt/ds at the nodes of each element: ``(B, n) -> (B, n/2, 3)``.
+
+    Time is a parabola too. Where one segment is three times as wide as the other it would stand still, so it is held.
+    """
     first, second = widths[:, ::2], widths[:, 1::2]
     whole = first + second
     pace = torch.stack(
@@ -100,11 +109,11 @@ def _gathered(middle: Tensor, last: Tensor, first: Tensor) -> Tensor:
     return inner
 
 
-def _blocks(N: Tensor, V: Tensor, stiff: Tensor | None) -> tuple[Tensor, ...]:
+def _blocks(N: Tensor, V: Tensor, stiff: list[Tensor] | None) -> tuple[Tensor, ...]:
     """Diagonal, upper and skipping blocks of the inner nodes.
 
     N ``(a, b, B, n/2, 3)`` couples a node's own coordinate a with the slope's b, V a node's coordinates with each
-    other, and stiff ``(a, b, B, n/2, 6)`` holds the rest of the blocks.
+    other, and stiff, six times ``(a, b, B, n/2)``, is the rest of the blocks.
     """
     N0, N1, N2 = N.unbind(-1)
     parts = [
@@ -116,7 +125,7 @@ def _blocks(N: Tensor, V: Tensor, stiff: Tensor | None) -> tuple[Tensor, ...]:
         N2.transpose(0, 1) - N0,
     ]
     if stiff is not None:
-        parts = [part + more for part, more in zip(parts, stiff.unbind(-1), strict=True)]
+        parts = [part + more for part, more in zip(parts, stiff, strict=True)]
     first, middle, last, to_middle, to_last, across = parts  # (a, b, B, n/2)
     upper = middle.new_empty(*middle.shape[:-1], 2 * middle.shape[-1] - 2)
     upper[..., ::2], upper[..., 1::2] = to_last[..., :-1], to_middle[..., 1:]

@@ -11,7 +11,7 @@ go through a layer as one batch of images.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch.nn.grad import conv2d_input
 
 _NUMBERS_AT_A_TIME = 1 << 20  # of all tangents after one convolution
 
-__all__ = ["ClosedForm", "Expansion", "Pulling", "along", "gram", "layered_expansion", "pull"]
+__all__ = ["ClosedForm", "Expansion", "PulledValue", "Pulling", "along", "gram", "layered_expansion", "pull"]
 
 
 class Expansion(NamedTuple):
@@ -98,12 +98,16 @@ class ClosedForm(Protocol):
         ...
 
 
+PulledValue: TypeAlias = tuple[Tensor, Callable[[Tensor], Tensor]]
+"""Value ``(N, D)``, and the map of weights w to J(z)' w, ``(N, D) -> (N, d)``."""
+
+
 @runtime_checkable
 class Pulling(Protocol):
     """A function whose transposed derivative is known in closed form."""
 
-    def pulling(self, z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Value ``(N, D)``, and the map of weights w to J(z)' w, ``(N, D) -> (N, d)``."""
+    def pulling(self, z: Tensor) -> PulledValue:
+        """Value and transposed derivative at points ``(N, d)``."""
         ...
 
 
@@ -121,7 +125,7 @@ class _Dense:
             z = layer(z)
         return z
 
-    def pulling(self, z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def pulling(self, z: Tensor) -> PulledValue:
         value, adjoints = z, list[Callable[[Tensor], Tensor]]()
         for layer in self.layers:
             before, value = value, layer(value)

@@ -121,8 +121,8 @@ class Routes:
         graph = _adjacency(n, edges, lengths)
         self.lengths, self.before = dijkstra(graph, directed=False, return_predecessors=True)
 
-    def between(self, out: Edges, leave: Points, into: Edges, enter: Points) -> NDArray[np.int64]:
-        """Nodes of the shortest way from one place to another, ``-> (B, P)``, filled up with the last.
+    def between(self, out: Edges, leave: Points, into: Edges, enter: Points, *, block: int = 1024) -> NDArray[np.int64]:
+        """Nodes of the shortest way from one place to another, ``-> (B, P)``, filled up with the last; -1 for none.
 
         Parameters
         ----------
@@ -130,10 +130,19 @@ class Routes:
             ``(B, k)``, the nodes that the first place is joined to, and the lengths of these joins.
         into, enter
             ``(B, l)``, the same of the second place.
+        block
+            Pairs at a time, which bounds the memory to about 24 k l block bytes.
         """
-        way = leave[:, :, None] + self.lengths[out[:, :, None], into[:, None]] + enter[:, None]  # (B, k, l)
-        best, pair = way.reshape(len(way), -1).argmin(1), np.arange(len(way))
-        begin, end = out[pair, best // into.shape[1]], into[pair, best % into.shape[1]]
+        begin, end = np.empty(len(out), np.int64), np.empty(len(out), np.int64)
+        for at in range(0, len(out), block):
+            some = slice(at, at + block)
+            o, i = out[some], into[some]
+            way = leave[some, :, None] + self.lengths[o[:, :, None], i[:, None]] + enter[some, None]  # (b, k, l)
+            best, pair = way.reshape(len(way), -1).argmin(1), np.arange(len(way))
+            none = ~np.isfinite(way.min((1, 2)))
+            begin[some], end[some] = (
+                np.where(none, -1, x) for x in (o[pair, best // i.shape[1]], i[pair, best % i.shape[1]])
+            )
         return _backtrack(self.before, begin, end, begin)
 
 

@@ -400,7 +400,7 @@ class _Walkers:
             if len(far):
                 path = self.M.shoot(z[far], v[far], tolerance=tolerance, max_steps=500)
                 ends[far] = torch.where(path.converged[:, None], path.points, torch.nan)
-                far = far[~path.converged & _finite(path.points)]
+                far = far[~path.converged]
         return ends, bend
 
     def _look(self, z: Tensor) -> tuple[Tensor, Tensor]:

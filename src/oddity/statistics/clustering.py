@@ -713,7 +713,7 @@ class Reach:
         near = torch.cat(
             [torch.cdist(part, nodes).topk(k, largest=False).indices for part in x.split(1 + _ROWS // len(nodes))]
         )
-        gap = self.roads._straight(x[:, None].expand(-1, k, -1).flatten(0, 1), nodes[near.flatten()])
+        gap = self.roads._straight(x[:, None].expand(-1, k, -1).flatten(0, 1), nodes[near.flatten()], self.roads.M)
         return near.cpu().numpy(), gap.reshape(near.shape).double().cpu().numpy()
 
     def _dist(self, centres: Tensor, x: Tensor) -> Array:

@@ -195,7 +195,8 @@ _SCOUTS = 64  # segments in a table
 _SCOUTED = 2e-3  # resolution there: the metric's own chain then hardly moves
 _GUIDED = 6  # steps by a table's Hessian, before the metric's own
 _AGREES = 0.05  # a table that is further off, in a step as a share of the longest or in the metric, does not guide
-_SAME = 0.05  # curves nearer than this share of their extent are in one valley
+_SAME = 0.02  # curves nearer than this share of their extent are in one valley;
+_SAME_AS_DRAWN = 0.05  # in a table they may be farther apart, since the metric judges again
 
 
 def _scouting(solver: ChainSolver, sketch: Manifold) -> ChainSolver:
@@ -222,10 +223,10 @@ class _Race:
     """All starts of all pairs, solved on grids as fine as each curve needs.
 
     The starts of pair i are the curves i, i + B, i + 2 B, ... On each grid every open curve is first solved under the
-    sketch of the metric where there is one, and roughly where there is none. Under a table the whole race is run first,
-    and only its winners come here. Those that the grid resolves are solved
+    sketch of the metric where there is one, and roughly where there is none. Those that the grid resolves are solved
     to the end and measured; the others go on to a grid of twice as many segments, denser where they need it, but for
-    starts that have run into their rival's valley or lie hopelessly behind.
+    starts that have run into their rival's valley or lie hopelessly behind. Where the sketch is a table, a whole race is
+    run under that first, and its winners come here.
     """
 
     def __init__(self, M: Manifold, starts: Tensor, count: int, solver: ChainSolver, sketch: Manifold) -> None:
@@ -275,6 +276,9 @@ class _Race:
         kept = [(grid, ~torch.isin(grid[0], again)) for grid in self.grids]
         self.grids = [(ended[keep], points[keep], widths[keep]) for (ended, points, widths), keep in kept]
         self.iterations[again], self.segments[again], self.length[again] = 0, 0, torch.inf
+        self.stationary[again], self.resolved[again] = False, False
+        for i in again.tolist():
+            self.why[i] = _GIVEN_UP
         return again
 
     def _run(self, entrants: Tensor, chains: Tensor, widths: Tensor) -> None:
@@ -383,7 +387,7 @@ class _Race:
         if not self.pruning:
             return on
         B = len(self.length) // self.count
-        n = points.shape[1] - 1
+        n, same = points.shape[1] - 1, _SAME_AS_DRAWN if isinstance(self.M, Tabulated) else _SAME
         best = self.length.nan_to_num(torch.inf).reshape(self.count, B).amin(0)
         length = self.length[entrants]
         on &= ~(length > (1 + max(_MARGIN / n, 2 * _UNSURE)) * best[entrants % B])
@@ -395,7 +399,7 @@ class _Race:
             gap = (points - points[rival.clamp(min=0)]).abs().amax((-2, -1))
             theirs, earlier = length[rival.clamp(min=0)], entrants >= (other + 1) * B
             behind = (length > theirs) | ((length == theirs) & earlier)
-            on &= ~((rival >= 0) & behind & (gap <= _SAME * extent))
+            on &= ~((rival >= 0) & behind & (gap <= same * extent))
         return on
 
     def verdict(self, a: Tensor, b: Tensor) -> tuple[Tensor, list[str]]:

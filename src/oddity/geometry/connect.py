@@ -225,8 +225,8 @@ class _Race:
     The starts of pair i are the curves i, i + B, i + 2 B, ... On each grid every open curve is first solved under the
     sketch of the metric where there is one, and roughly where there is none. Those that the grid resolves are solved
     to the end and measured; the others go on to a grid of twice as many segments, denser where they need it, but for
-    starts that have run into their rival's valley or lie hopelessly behind. Where the sketch is a table, a whole race is
-    run under that first, and its winners come here.
+    starts that have run into their rival's valley or lie hopelessly behind. Where the sketch is a table, a whole race
+    is run under that first, and its winners come here.
     """
 
     def __init__(self, M: Manifold, starts: Tensor, count: int, solver: ChainSolver, sketch: Manifold) -> None:

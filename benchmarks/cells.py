@@ -38,13 +38,13 @@ def main() -> None:
         law, z = trained(counts, seed, args.latent, args.epochs)
         depth = float(counts.sum(1).log().mean())
         M = oddity.fisher_metric(lambda z, law=law, depth=depth: law(z, depth))
-        D = oddity.pairwise_distances(M, z, method=args.method, nearest=NEAREST)
+        wanted = {"nearest": NEAREST} if args.method == "refined" else {}
+        D = oddity.pairwise_distances(M, z, method=args.method, **wanted)
         runs.append(
             {
                 "seed": seed,
                 "geodesic": accuracy(np.asarray(D.values), types),
                 "euclidean": accuracy(torch.cdist(z, z).numpy(), types),
-                "error of the distances": D.error,
                 "seconds": round(time.perf_counter() - begin, 1),
             }
         )
@@ -59,10 +59,10 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4, 5])
     parser.add_argument("--latent", type=int, default=10, help="latent dimensions; scVI's own default")
     parser.add_argument("--epochs", type=int, default=400, help="scVI's own default for so few cells")
-    parser.add_argument("--method", choices=["graph", "refined"], default="refined")
+    parser.add_argument("--method", choices=["graph", "refined"], default="graph")
     return parser.parse_args()
 
 

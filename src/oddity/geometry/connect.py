@@ -248,9 +248,8 @@ class _Race:
                 points, measured, again = self._finish(entrants, chains, widths, self._is_last(chains))
                 self._run(entrants[again], *_refined(points[again], widths[again], measured.at(again)))
             self.sketch = M
-            coarse = interpolate_chain(starts, _times(solver.segments, starts))
-            coarse[:, 0], coarse[:, -1] = starts[:, 0], starts[:, -1]
-            starts, entrants = coarse, self._forgotten(coarse)
+            entrants = self._forgotten(starts)
+            starts = _regridded(starts, solver.segments)
         else:
             entrants = torch.arange(total, device=starts.device)
         self._run(entrants, starts[entrants], _even(starts[entrants]))
@@ -482,6 +481,13 @@ class _Race:
         found = solve_chain(self.M, points[:, ::2], doubled(widths), tolerance=self.solver.tolerance, exact=True)
         coarse, _ = self.M._momentum(found.points, doubled(widths))
         return torch.where(found.stationary[:, None], fine + (fine - coarse) / 3, fine)
+
+
+def _regridded(c: Tensor, n: int) -> Tensor:
+    """The same curves on n segments; the ends stay what they are to the bit."""
+    chain = interpolate_chain(c, _times(n, c))
+    chain[:, 0], chain[:, -1] = c[:, 0], c[:, -1]
+    return chain
 
 
 def _at_rest(c: Tensor) -> Tensor:

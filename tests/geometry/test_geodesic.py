@@ -12,7 +12,7 @@ from torch import Tensor
 import oddity
 from oddity import ChainSolver, Conformal, Euclidean, Hyperbolic, Manifold, Pullback, Roadmap, Sphere, TensorField
 
-from .cases import decoder, embedded_sphere
+from .cases import decoder, embedded_sphere, mlp
 
 
 def pairs(B: int = 12, scale: float = 0.6, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -144,6 +144,44 @@ def test_a_roadmap_finds_the_way_around_that_the_line_cannot_see() -> None:
     line, road = M.geodesic(a, b), M.geodesic(a, b, init=Roadmap(M, codes))
     assert road.converged.all()
     assert road.length < 0.5 * line.length
+
+
+def test_a_curve_longer_than_the_line_gives_way_to_it() -> None:
+    """A start below a hill stays below, where the straight line above it is shorter."""
+    M = Pullback(lambda z: hill(z + torch.tensor([0.0, 1.5]).to(z)))
+    a, b = torch.tensor([[-2.2, 0.0], [2.2, 0.0]], dtype=torch.float64)
+    below = torch.stack([a, torch.tensor([0.0, -2.5], dtype=torch.float64), b])
+    g = M.geodesic(a, b, init=below)
+    assert not g.converged
+    assert "longer than the straight line" in g.why
+    assert "given in its place" in g.why
+    assert g.start == "line"
+    line = a + torch.linspace(0, 1, 4001, dtype=torch.float64)[:, None] * (b - a)
+    torch.testing.assert_close(g.length, M.length(line), rtol=1e-4, atol=0)
+    torch.testing.assert_close(M.length(g.points), M.length(line), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_curve_is_as_long_as_its_length_says_where_it_leaps_through_the_chart(dtype: torch.dtype) -> None:
+    """Far from the centres the metric is nearly zero: equal steps of length are leaps in the chart."""
+    generator = torch.Generator().manual_seed(2)
+    codes, far = torch.randn(60, 2, generator=generator), 3 * torch.randn(24, 2, generator=generator)
+    scale = oddity.RBFPrecision(0.7 * torch.randn(8, 2, generator=generator), torch.full((8,), 2.0), 6, zeta=0.01)
+    with torch.no_grad():
+        scale.weight.copy_(20 + 100 * torch.rand(scale.weight.shape, generator=generator))
+    decoder = oddity.GaussianDecoder(mlp(2, 6), scale).eval().to(dtype)
+    M, codes, far = oddity.expected_metric(decoder), codes.to(dtype), far.to(dtype)
+    g = M.geodesic(codes[:24], far, init=Roadmap(M, codes))
+    with torch.no_grad():
+        fine = M.length(g(torch.linspace(0, 1, 4097, dtype=dtype)))
+    assert g.converged.sum() >= 20
+    assert ((fine / g.length - 1).abs() <= 3e-3)[g.converged].all()
+
+
+def test_velocity_is_the_derivative_of_the_curve() -> None:
+    g = oddity.expected_metric(decoder().double()).geodesic(*(x[0] for x in pairs(1)))
+    t, h = torch.linspace(0.0111, 0.99, 37, dtype=torch.float64), 1e-6
+    torch.testing.assert_close(g.velocity(t), (g(t + h) - g(t - h)) / (2 * h), rtol=1e-6, atol=1e-6)
 
 
 def gap(z: torch.Tensor) -> torch.Tensor:

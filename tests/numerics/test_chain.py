@@ -157,3 +157,11 @@ def test_a_promise_that_is_no_number_is_not_quoted() -> None:
         found = chain._sentences(torch.tensor([chain._SPENT, chain._STUCK]), torch.full((2,), left), 200)
         assert found[0].startswith("still moving after 200 iterations, and the matrix of the energy is singular")
         assert found[1].startswith("no step lowers the energy, and the matrix of the energy is singular")
+
+
+def test_no_segment_swings_out_beside_a_leap() -> None:
+    x = torch.cat([torch.linspace(0, 0.01, 8), torch.linspace(1, 1.01, 8)])  # short steps, one long, short steps
+    c = torch.stack([x, x.square()], -1).double()
+    curve = interpolate_chain(c, torch.linspace(0, 1, 151, dtype=torch.float64))
+    assert (curve[:, 0].diff() >= 0).all()
+    assert curve.diff(dim=0).norm(dim=1).sum() < 1.05 * c.diff(dim=0).norm(dim=1).sum()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from oddity.geometry.curve import Geodesic, nested
 from oddity.geometry.manifold import Manifold
-from oddity.geometry.roadmap import Roadmap
+from oddity.geometry.roadmap import Roadmap, resampled
 from oddity.geometry.tabulated import Tabulated
 from oddity.numerics.chain import (
     ChainModel,
@@ -19,7 +19,8 @@ from oddity.numerics.chain import (
     ChainSolution,
     doubled,
     interpolate_chain,
-    interpolate_uneven,
+    leaps,
+    places_at,
     solve_chain,
 )
 
@@ -104,17 +105,26 @@ def _raced(M: Manifold, a: Tensor, b: Tensor, init: Init, solver: ChainSolver) -
     race = _Race(M, starts.flatten(0, 1), len(names), solver, sketch)
     converged, why = race.verdict(a, b)
     pick = race.winners(converged)  # (B,)
-    points = race.points(pick)
+    points, length, converged = race.points(pick), race.length[pick], converged[pick]
+    why, start = [why[i] for i in pick.tolist()], [names[i // max(1, len(a))] for i in pick.tolist()]
+    gap = race.gaps(pick)
+    for i in (converged & (gap > solver.resolution * length)).nonzero()[:, 0].tolist():
+        converged[i], why[i] = False, "the curve leaps between its points: raise segments"
+    line = race.lengths_of_lines(a, b)
+    for i in (~converged & race.longer(line.repeat(len(names)))[pick] & line.isfinite()).nonzero()[:, 0].tolist():
+        why[i], start[i] = f"{why[i]}, which is given in its place", "line"
+        points[i] = resampled(M, _line(a[i : i + 1], b[i : i + 1], solver.max_segments), points.shape[1] - 1)[0]
+        length[i], gap[i] = line[i], 0
     found = Geodesic(
         points=points.reshape(*shape, *points.shape[1:]),
-        length=race.length[pick].reshape(shape),
-        length_error=race.error[pick].reshape(shape),
-        converged=converged[pick].reshape(shape),
-        why=nested([why[i] for i in pick.tolist()], shape),
+        length=length.reshape(shape),
+        length_error=torch.maximum(race.error[pick], gap).reshape(shape),
+        converged=converged.reshape(shape),
+        why=nested(why, shape),
         iterations=race.iterations[pick].reshape(shape),
         decrement=race.decrement[pick].reshape(shape),
         speed_residual=race.speed[pick].reshape(shape),
-        start=nested([names[i // max(1, len(a))] for i in pick.tolist()], shape),
+        start=nested(start, shape),
         manifold=M,
     )
     return found, race, pick
@@ -193,8 +203,8 @@ _MARGIN = 1.6  # a start longer than its rival by more than this share over n is
 _GIVEN_UP = "given up for a shorter start"
 _SCOUTS = 64  # segments in a table
 _SCOUTED = 2e-3  # resolution there: the metric's own chain then hardly moves
-_GUIDED = 6  # steps by a table's Hessian, before the metric's own
-_AGREES = 0.05  # a table that is further off, in a step as a share of the longest or in the metric, does not guide
+_GUIDED = 16  # steps by the sketch's Hessian, before the metric's own
+_AGREES = 0.3  # a sketch that is further off, in a step as a share of the longest or in the metric, does not guide
 _SAME = 0.02  # curves nearer than this share of their extent are in one valley;
 _SAME_AS_DRAWN = 0.05  # in a table they may be farther apart, since the metric judges again
 
@@ -208,15 +218,15 @@ def _scouting(solver: ChainSolver, sketch: Manifold) -> ChainSolver:
 
 
 class _Guided(NamedTuple):
-    """A manifold whose energy is its own, and whose Hessian is looked up in a table: a tenth of the work."""
+    """A manifold whose energy is its own, and whose Hessian is that of its sketch: a fraction of the work."""
 
     M: Manifold
-    table: Tabulated
+    sketch: Manifold
 
     def chain_model(self, c: Tensor, widths: Tensor, *, exact: bool = False) -> ChainModel:
         """Model with the metric's energy and gradient."""
         energy, gradient = self.M._chain_slope(c, widths)
-        return self.table.chain_model(c, widths, exact=exact)._replace(energy=energy, gradient=gradient)
+        return self.sketch.chain_model(c, widths, exact=exact)._replace(energy=energy, gradient=gradient)
 
 
 class _Race:
@@ -354,8 +364,8 @@ class _Race:
         return found.points, measured, again
 
     def _solve_to_the_end(self, entrants: Tensor, chains: Tensor, widths: Tensor) -> tuple[ChainSolution, _Measured]:
-        """Solve under the metric, guided by a table as far as that agrees with it."""
-        if self.sketch is self.M or not isinstance(self.sketch, Tabulated):
+        """Solve under the metric, guided by its sketch as far as that agrees with it."""
+        if self.sketch is self.M:
             found = self._solve(self.M, entrants, chains, widths, exact=True)
             return found, _measure(self.M, found.points, widths)
         found = self._solve(_Guided(self.M, self.sketch), entrants, chains, widths, exact=True, most=_GUIDED)
@@ -364,7 +374,7 @@ class _Race:
         apart = ~((drawn - measured.steps).abs().amax(-1) <= _AGREES * measured.steps.amax(-1))
         n = chains.shape[1] - 1
         some = found.points[:, [n // 8, 3 * n // 8, 5 * n // 8, 7 * n // 8]].flatten(0, 1)
-        across = self.sketch.errors(some, torch.linalg.cholesky_ex(self.M._grams(some, torch.float64))[0])
+        across = self.sketch._deviation(some, torch.linalg.cholesky_ex(self.M._grams(some, torch.float64))[0])
         apart |= ~(across.reshape(-1, 4) <= _AGREES).all(-1)
         left = (~found.stationary | apart).nonzero()[:, 0]
         if len(left):
@@ -403,12 +413,12 @@ class _Race:
 
     def verdict(self, a: Tensor, b: Tensor) -> tuple[Tensor, list[str]]:
         """Whether each curve converged, and if not, why."""
-        line = self._lines(a, b)
-        seems = self._longer(line.repeat(self.count)).reshape(self.count, -1).any(0)
+        line = self.lengths_of_lines(a, b)
+        seems = self.longer(line.repeat(self.count)).reshape(self.count, -1).any(0)
         if bool(seems.any()):  # a coarse line may have stepped over something: look again before a judgement
             line[seems] = _measure(self.M, _line(a[seems], b[seems], self.solver.max_segments)).length
         line = line.repeat(self.count)
-        longer = self._longer(line)
+        longer = self.longer(line)
         why = list(self.why)
         for i in (self.stationary & (~self.resolved | longer)).nonzero().flatten().tolist():
             if not self.length[i].isfinite():
@@ -419,19 +429,19 @@ class _Race:
                 why[i] = f"longer than the straight line: {float(self.length[i]):.6g} against {float(line[i]):.6g}"
         return self.stationary & self.resolved & ~longer, why
 
-    def _lines(self, a: Tensor, b: Tensor) -> Tensor:
+    def lengths_of_lines(self, a: Tensor, b: Tensor) -> Tensor:
         """Lengths of the straight lines, measured once: ``(B, d) -> (B,)``."""
         if self.lines is None:
             self.lines = _measure(self.M, _line(a, b, 2 * self.solver.segments)).length
         return self.lines
 
-    def _longer(self, line: Tensor) -> Tensor:
+    def longer(self, line: Tensor) -> Tensor:
         """Whether a finished curve exceeds its straight line by more than its error and rounding, or has no length.
 
         A line that leaves the chart has no length itself, and no curve is longer.
         """
         line = line.nan_to_num(torch.inf, posinf=torch.inf)
-        slack = self.error + 8 * torch.finfo(line.dtype).eps ** 0.5 * line
+        slack = self.error + torch.finfo(line.dtype).eps ** 0.5 * line
         longer: Tensor = (self.segments > 0) & ~(self.length.isfinite() & (self.length <= line + slack))
         return longer
 
@@ -458,10 +468,23 @@ class _Race:
         n = max((2 * widths.shape[1] for _, _, widths in found), default=self.solver.segments)
         whole = self.length.new_empty(len(pick), n + 1, self.dim)
         for used, points, widths in found:
-            curve = interpolate_uneven(_times_of(widths), points, _times(n, points))
-            curve[:, 0], curve[:, -1] = points[:, 0], points[:, -1]
-            whole[used] = curve
+            whole[used] = _regridded(_at_equal_steps(points, widths), n)
         return whole
+
+    def gaps(self, pick: Tensor) -> Tensor:
+        """By how much the curves through such points miss the lengths of the picked ones: ``(B,)``.
+
+        Equal steps of length are far apart in the chart where the metric is small; only there is it measured, on four
+        times the grid of the curve itself, whatever the others have.
+        """
+        gaps = torch.zeros_like(self.length[pick])
+        for used, points, widths in self.on_grids(pick):
+            curve = _at_equal_steps(points, widths)
+            some = leaps(curve)
+            if bool(some.any()):
+                fine = interpolate_chain(curve[some], _times(8 * widths.shape[1], curve))
+                gaps[used[some]] = (self.M._lengths(fine) - self.length[pick[used[some]]]).abs()
+        return gaps
 
     def momentum(self, pick: Tensor) -> Tensor:
         """Covectors G(a) z'(0) of the picked curves, of fourth order in the step: ``(B, d)``.
@@ -481,6 +504,13 @@ class _Race:
         found = solve_chain(self.M, points[:, ::2], doubled(widths), tolerance=self.solver.tolerance, exact=True)
         coarse, _ = self.M._momentum(found.points, doubled(widths))
         return torch.where(found.stationary[:, None], fine + (fine - coarse) / 3, fine)
+
+
+def _at_equal_steps(points: Tensor, widths: Tensor) -> Tensor:
+    """Chains on grids of given widths, which are shares of the length, put on twice as many equal ones."""
+    curve = interpolate_chain(points, places_at(_times_of(widths), _times(2 * widths.shape[1], points)))
+    curve[:, 0], curve[:, -1] = points[:, 0], points[:, -1]
+    return curve
 
 
 def _regridded(c: Tensor, n: int) -> Tensor:
@@ -538,9 +568,8 @@ def _refined(c: Tensor, widths: Tensor, measured: _Measured) -> tuple[Tensor, Te
     """
     density = _smoothed((measured.missed.log() / 3).exp())  # the cube root; pow has other rounding at an array's end
     widths = widths * _smoothed(measured.steps / widths)
-    numbers, n = _times(c.shape[1] - 1, c), 2 * (c.shape[1] - 1)
-    places = _times_of(density + density.mean(-1, keepdim=True))
-    at = interpolate_uneven(places, numbers[:, None].expand(len(c), -1, 1), _times(n, c))[..., 0].clamp(0, 1)
+    n = 2 * (c.shape[1] - 1)
+    at = places_at(_times_of(density + density.mean(-1, keepdim=True)), _times(n, c))
     points, times = interpolate_chain(c, at), interpolate_chain(_times_of(widths)[..., None], at)[..., 0]
     points[:, 0], points[:, -1] = c[:, 0], c[:, -1]
     finer = times.diff(dim=1).clamp(min=0.01 / n)

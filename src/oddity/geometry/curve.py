@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from oddity.numerics.chain import interpolate_chain, node_slopes
+from oddity.numerics.chain import chain_velocity, interpolate_chain, node_slopes
 
 if TYPE_CHECKING:
     from oddity.geometry.manifold import Manifold
@@ -33,7 +34,7 @@ class Geodesic:
         ``(*,)``, an estimate of the error of ``length`` as the length of the true geodesic in this valley.
     converged : Tensor
         ``(*,)`` bool: stationary, resolved by its grid, and no longer than the straight line (up to ``length_error``
-        and the share ``8 sqrt(eps)``). A stationary curve need not be the shortest, nor even a local minimum.
+        and the share ``sqrt(eps)``). A stationary curve need not be the shortest, nor even a local minimum.
     why
         A sentence for each curve that did not converge, ``""`` for the others; a string for a single
         curve, otherwise nested lists in the shape of the batch.
@@ -99,21 +100,20 @@ class Geodesic:
         ValueError
             If t leaves [0, 1] or has more than one axis.
         """
-        return self._at(t, self.points)
+        return self._at(t, interpolate_chain)
 
     def velocity(self, t: Tensor | float) -> Tensor:
-        """Derivative dz/dt at t, of constant Riemannian norm ``length``: shapes as for the position."""
-        n = self.points.shape[-2] - 1
-        return self._at(t, n * node_slopes(self.points))
+        """Derivative dz/dt there, shapes as for the position: of norm ``length`` as far as the grid resolves it."""
+        return self._at(t, chain_velocity)
 
-    def _at(self, t: Tensor | float, nodes: Tensor) -> Tensor:
-        times = torch.as_tensor(t, dtype=nodes.dtype, device=nodes.device)
+    def _at(self, t: Tensor | float, curve: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        times = torch.as_tensor(t, dtype=self.points.dtype, device=self.points.device)
         if times.ndim > 1:
             raise ValueError(f"t has shape {tuple(times.shape)}; give a number or one axis of times in [0, 1]")
         if not bool(((times >= 0) & (times <= 1)).all()):
             bad = times.flatten()[~((times >= 0) & (times <= 1)).flatten()][0]
             raise ValueError(f"t = {bad:.4g} lies outside [0, 1], where the geodesic ends")
-        value = interpolate_chain(nodes, times.reshape(-1))
+        value = curve(self.points, times.reshape(-1))
         return value if times.ndim else value[..., 0, :]
 
     def require(self) -> Geodesic:

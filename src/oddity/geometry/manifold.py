@@ -589,6 +589,17 @@ class Manifold(abc.ABC):
         """The same ``(N, d) -> (N, d, d)``, of so many points at a time that memory stays bounded."""
         return torch.cat([self._few_grams(part, dtype) for part in z.split(self._frames_in_memory(z.shape[-1]))])
 
+    def _deviation(self, z: Tensor, whiten: Tensor) -> Tensor:
+        """How far this metric is from another at points, as a share of that: ``(N, d), (N, d, d) -> (N,)``.
+
+        By the lower triangular factors of the other metric; root mean square over its orthonormal directions.
+        """
+        half = torch.linalg.solve_triangular(whiten, self._grams(z).to(whiten), upper=False)
+        ratio = torch.linalg.solve_triangular(whiten, half.mT, upper=False)
+        d = z.shape[-1]
+        off: Tensor = (ratio - torch.eye(d, dtype=ratio.dtype, device=ratio.device)).flatten(1).norm(dim=1) / d**0.5
+        return off
+
     def _few_grams(self, z: Tensor, dtype: torch.dtype) -> Tensor:
         """The same, of points whose frames may be held at once."""
         A = self.frame(z).to(dtype)

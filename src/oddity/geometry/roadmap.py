@@ -13,7 +13,7 @@ from oddity.geometry.manifold import Manifold
 from oddity.geometry.tabulated import Tabulated
 from oddity.numerics.graph import Routes, bridge, knn_edges, shortest_paths
 
-__all__ = ["Roadmap", "among"]
+__all__ = ["Roadmap", "among", "resampled"]
 
 _ENOUGH = 2000  # more codes cost minutes and find the same valleys
 _SOME = 500  # codes, where a lattice is at hand,
@@ -124,7 +124,7 @@ class Roadmap:
             way = routes.between(near[:B], joins[:B], near[B:], joins[B:])
         inner = torch.from_numpy(way).to(a.device)[..., None]
         inner = torch.where(inner < 0, a[:, None], nodes[inner[..., 0].clamp(min=0)])
-        return _resampled(self._ruler, torch.cat([a[:, None], inner, b[:, None]], 1), n)
+        return resampled(self._ruler, torch.cat([a[:, None], inner, b[:, None]], 1), n)
 
     @cached_property
     def _net(self) -> tuple[Tensor, Routes]:
@@ -202,7 +202,7 @@ def among(codes: Tensor, count: int = 256) -> Tensor:
     return torch.cat([a, a + share * (b - a)])
 
 
-def _resampled(M: Manifold, polyline: Tensor, n: int) -> Tensor:
+def resampled(M: Manifold, polyline: Tensor, n: int) -> Tensor:
     """Put polylines ``(B, P, d)`` on n segments of equal Riemannian length: ``(B, n+1, d)``."""
     with torch.no_grad():
         sides = M._lengths(torch.stack([polyline[:, :-1], polyline[:, 1:]], 2))  # (B, P-1)

@@ -58,16 +58,6 @@ class Tabulated(Manifold):
         """Whether points lie on the grid: ``(*, 2) -> (*)`` bool."""
         return ((z >= self.low) & (z <= self.high)).all(-1)
 
-    def errors(self, z: Tensor, whiten: Tensor) -> Tensor:
-        """Distance to another metric at points, as a share of that: ``(N, 2), (N, 2, 2) -> (N,)``.
-
-        By the lower triangular factors of the other metric, in which the difference is measured.
-        """
-        half = torch.linalg.solve_triangular(whiten, self._grams(z).to(whiten), upper=False)
-        ratio = torch.linalg.solve_triangular(whiten, half.mT, upper=False)
-        errors: Tensor = (ratio - torch.eye(2, dtype=ratio.dtype, device=ratio.device)).flatten(1).norm(dim=1)
-        return errors
-
     def push(self, z: Tensor, v: Tensor) -> Tensor:
         """Square root of the metric times v: ``(*, 2), (*, 2) -> (*, 2)``."""
         s = self.spline(z.reshape(-1, 2))[0, 0].reshape(3, *z.shape[:-1])
@@ -120,7 +110,7 @@ def tabulated(M: Manifold, z: Tensor, whiten: Tensor, most: int) -> Tabulated | 
         if not bool(metric.isfinite().all()) or bool(torch.linalg.cholesky_ex(metric).info.any()):
             return None
         table = Tabulated(metric.reshape(n, n, 2, 2), low, high)
-        error = float(table.errors(z, whiten).quantile(0.9))
+        error = float(table._deviation(z, whiten).quantile(0.9))
         if error <= _CLOSE:
             return table
         if error * (n / _NODES[-1]) ** 4 > 10 * _CLOSE:  # of fourth order: it would still be too large on the last grid

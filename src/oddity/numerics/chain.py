@@ -24,13 +24,15 @@ __all__ = [
     "ChainModel",
     "ChainProblem",
     "ChainSolution",
+    "chain_velocity",
     "doubled",
     "energy_of_values",
     "interpolate_chain",
-    "interpolate_uneven",
+    "leaps",
     "model_from_blocks",
     "model_from_expansion",
     "node_slopes",
+    "places_at",
     "solve_chain",
 ]
 
@@ -395,7 +397,8 @@ def interpolate_chain(c: Tensor, t: Tensor) -> Tensor:
     """Evaluate the cubic Hermite interpolant of uniformly spaced nodes.
 
     The slopes at the nodes are fourth-order differences, so the interpolant is fourth order and local: a node
-    moves only the curve beside it.
+    moves only the curve beside it. Where long chords follow short ones, slopes are means of the neighbouring chords,
+    so that no segment swings out.
 
     Parameters
     ----------
@@ -416,36 +419,70 @@ def interpolate_chain(c: Tensor, t: Tensor) -> Tensor:
     >>> bool(torch.allclose(interpolate_chain(cubic, t + 0.01 * (1 - t)), ((t + 0.01 * (1 - t))**3)[:, None]))
     True
     """
+    return _cubics(c, t)[0]
+
+
+def chain_velocity(c: Tensor, t: Tensor) -> Tensor:
+    """Derivative of that interpolant: shapes as there."""
+    return (c.shape[-2] - 1) * _cubics(c, t)[1]
+
+
+def places_at(times: Tensor, t: Tensor) -> Tensor:
+    """Where on a chain whose nodes have growing times ``(*, n+1)`` the times t are, as a share of its node numbers.
+
+    t ``(T,)`` or ``(*, T)`` between the first time and the last; returns ``(*, T)`` in [0, 1]: the inverse of the
+    interpolant of the times, by a monotone cubic.
+    """
+    n = times.shape[-1] - 1
+    t = t.expand(*times.shape[:-1], t.shape[-1]).contiguous()
+    left = (torch.searchsorted(times.contiguous(), t, right=True) - 1).clamp(0, n - 1)
+    pace = node_slopes(times[..., None])[..., 0]
+    begin, first, last = times.gather(-1, left), pace.gather(-1, left), pace.gather(-1, left + 1)
+    width = times.gather(-1, left + 1) - begin
+    tiny = torch.finfo(t.dtype).tiny
+    x = (t - begin) / width.clamp(min=tiny)
+    u, v = ((width / p.clamp(min=tiny)).clamp(max=3) for p in (first, last))  # Fritsch and Carlson: so it is monotone
+    return (left + (x * (u + x * ((3 - 2 * u - v) + x * (u + v - 2)))).clamp(0, 1)) / n
+
+
+def _cubics(c: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The interpolant at shares t of the node numbers, and its derivative by the node number."""
     n = c.shape[-2] - 1
     left = (t * n).floor().long().clamp(0, n - 1)  # (T,) or (*, T)
-    return _hermite(c, node_slopes(c), left, (t * n - left).to(c.dtype), c.new_ones(()))
-
-
-def interpolate_uneven(t_nodes: Tensor, c: Tensor, t: Tensor) -> Tensor:
-    """Evaluate the same interpolant of nodes at growing times ``(*, n+1)``, smooth in the node's number.
-
-    t ``(T,)`` or ``(*, T)`` between the first time and the last; returns ``(*, T, d)``.
-    """
-    n = c.shape[-2] - 1
-    pace = node_slopes(t_nodes[..., None])  # (*, n+1, 1)
-    t = t.expand(*t_nodes.shape[:-1], t.shape[-1]).contiguous()
-    left = (torch.searchsorted(t_nodes.contiguous(), t, right=True) - 1).clamp(0, n - 1)
-    begin = t_nodes.gather(-1, left)
-    width = t_nodes.gather(-1, left + 1) - begin
-    safe = pace.clamp(min=0.2 * t_nodes.diff().amin(-1)[..., None, None])
-    return _hermite(c, node_slopes(c) / safe, left, (t - begin) / width, width)
-
-
-def _hermite(c: Tensor, slope: Tensor, left: Tensor, s: Tensor, width: Tensor) -> Tensor:
-    """Cubic on the segment right of node ``left``, at the share s of it; slopes by a parameter of that width."""
+    s, slope = (t * n - left).to(c.dtype)[..., None], _tamed(node_slopes(c), c)
     if left.ndim == 1:
         a, b, u, v = (x[..., left + k, :] for x in (c, slope) for k in (0, 1))
     else:
         at = left[..., None].expand(*left.shape, c.shape[-1])
         a, b, u, v = (x.gather(-2, at + k) for x in (c, slope) for k in (0, 1))
-    s, width = s[..., None], width[..., None]
-    u, v = width * u, width * v
-    return a + s * (u + s * ((3 * (b - a) - 2 * u - v) + s * (2 * (a - b) + u + v)))
+    square, cube = 3 * (b - a) - 2 * u - v, 2 * (a - b) + u + v
+    return a + s * (u + s * (square + s * cube)), u + s * (2 * square + 3 * s * cube)
+
+
+def leaps(c: Tensor) -> Tensor:
+    """Whether chains have long chords beside short ones, where interpolants are coarse: ``(*, n+1, d) -> (*)``."""
+    return (_evenness(torch.linalg.vector_norm(c.diff(dim=-2), dim=-1)) < 1).any(-1)
+
+
+def _tamed(slope: Tensor, c: Tensor) -> Tensor:
+    """Slopes of the two neighbouring chords alone, their harmonic mean, where a curve leaps from short chords to long.
+
+    Where the four chords around a node are about as long as each other, the slope stays what it is. Elsewhere a slope
+    by differences of four neighbours is made of the leap, and swings the short segments beside it.
+    """
+    chord = c.diff(dim=-2)
+    size = torch.linalg.vector_norm(chord, dim=-1)  # (*, n)
+    before, after = (torch.cat(x, -2) for x in ((chord[..., :1, :], chord), (chord, chord[..., -1:, :])))
+    left, right = (torch.cat(x, -1)[..., None] for x in ((size[..., :1], size), (size, size[..., -1:])))
+    mean = (right * before + left * after) / (left + right).clamp(min=torch.finfo(c.dtype).tiny)
+    return torch.lerp(mean, slope, _evenness(size)[..., None])
+
+
+def _evenness(size: Tensor) -> Tensor:
+    """From 1, where chords ``(*, n)`` around a node are within a factor of two, to 0 from six on: ``-> (*, n+1)``."""
+    around = torch.cat([size[..., :1], size[..., :1], size, size[..., -1:], size[..., -1:]], -1).unfold(-1, 4, 1)
+    ratio = around.amin(-1) / around.amax(-1).clamp(min=torch.finfo(size.dtype).tiny)
+    return (3 * ratio - 0.5).clamp(0, 1)
 
 
 def node_slopes(c: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from oddity.app import paper
 from oddity.app.cli import main
 from oddity.app.experiments import kept
 from oddity.app.paper.circle import Circle
-from oddity.app.paper.lab import Lab, fit, paired, summary
+from oddity.app.paper.lab import Lab, by_model, fit, paired, summary
 from oddity.app.paper.settings import smaller
 
 CIRCLE = {"points": 50, "data_dim": 30, "noise": 0.1, "pairs": 20}
@@ -44,7 +44,7 @@ def test_every_experiment_runs_and_records_what_it_promises(tmp_path):
     assert set(found["circle"]) == {"rbf_vae", "vae", "autoencoder"}
     assert set(found["seconds"]) == set(paper.EXPERIMENTS)
     table = (tmp_path / "paper.md").read_text()
-    assert table.count("\n") == 2 + 1 + 2 + 1 + 1 + 3 + 2 + 1 + 6  # a line for each figure
+    assert table.count("\n") == 2 + 1 + 2 + 1 + 2 + 3 + 2 + 1 + 6  # a line for each figure
 
 
 def test_samples_are_different_rows_of_the_right_digits_from_their_part():
@@ -57,6 +57,12 @@ def test_samples_are_different_rows_of_the_right_digits_from_their_part():
     assert len(rows) == 80
     assert not rows & {row.numpy().tobytes() for row in valid.X}
     assert not np.array_equal(train.y, np.sort(train.y))
+
+
+def test_runs_of_one_model_are_one_trial():
+    ours, theirs = [3.0, 3.2, 2.0, 2.2, 5.0, 5.2], [2.0, 2.4, 1.5, 1.9, 4.1, 4.3]
+    assert by_model(ours, 3) == pytest.approx([3.1, 2.1, 5.1])
+    assert paired(by_model(ours, 3), by_model(theirs, 3))["p"] > paired(ours, theirs)["p"]
 
 
 def test_arcs_of_the_circle_join_their_pairs_the_short_way():

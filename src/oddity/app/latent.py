@@ -1,6 +1,7 @@
 """A saved model as the commands see it: its codes, its metric, places in it, and pictures of them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from oddity.app.plots import Plane
 from oddity.app.report import Connections
 from oddity.geometry.manifold import Manifold
 from oddity.geometry.pullback import expected_metric
-from oddity.geometry.roadmap import Roadmap
+from oddity.geometry.roadmap import Roadmap, resampled
 from oddity.geometry.spaces import Euclidean
 from oddity.models.storage import SavedModel
 from oddity.models.vae import VAE
@@ -131,6 +132,15 @@ def frames(saved: SavedModel, found: Connections, count: int) -> tuple[Interpola
     lines = Euclidean().geodesic(g.points[:, 0], g.points[:, -1])
     along, straight = (Interpolation.along(saved.vae.decoder, curve, count) for curve in (g, lines))
     return along, straight
+
+
+def paced(saved: SavedModel, found: Connections, count: int) -> Interpolation:
+    """Decode frames along the straight lines, at equal steps of their Riemannian length."""
+    g = found.geodesic
+    lines = Euclidean().geodesic(g.points[:, 0], g.points[:, -1])
+    n = g.points.shape[-2] - 1
+    points = resampled(g.manifold, lines(torch.linspace(0, 1, n + 1, dtype=g.points.dtype)), n)
+    return Interpolation.along(saved.vae.decoder, replace(lines, points=points), count)
 
 
 def draw_frames(

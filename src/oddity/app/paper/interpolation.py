@@ -13,28 +13,36 @@ from oddity.app.report import Connections
 from oddity.models.storage import SavedModel
 from oddity.statistics.interpolation import Interpolation
 
-TITLES = {"geodesic": "geodesic", "line": "straight line"}
+TITLES = {"geodesic": "geodesic", "line": "straight line", "paced_line": "straight line, at the geodesic's pace"}
 
 
 def interpolation(lab: Lab) -> tuple[Record, dict[str, Figure]]:
-    """Unevenness of the frames between random images of a 0 and of a 1: the smaller, the more gradual."""
+    """How gradual the frames are between random images of a 0 and of a 1, and how far it is from frame to frame.
+
+    The unevenness of the steps is a matter of pace first: a straight line at equal Riemannian steps is even too. What
+    the geodesic itself saves is the way, the sum of the distances from each frame to the next.
+    """
     settings = lab.settings["interpolation"]
     uneven: dict[str, list[float]] = {name: [] for name in TITLES}
+    way: dict[str, list[float]] = {name: [] for name in TITLES}
     figures, converged = {}, 0
     for seed, (saved, _) in enumerate(lab.pairs(settings["repetitions"])):
         found = _pairs(saved, settings["pairs"], seed)
         converged += int(found.geodesic.converged.sum())
         decoded = latent.frames(saved, found, settings["frames"])
-        both = dict(zip(TITLES, decoded, strict=True))
-        for name, frames in both.items():
+        paced = latent.paced(saved, found, settings["frames"])
+        for name, frames in zip(TITLES, (*decoded, paced), strict=True):
             uneven[name] += frames.unevenness.tolist()
+            way[name] += frames.steps.sum(-1).tolist()
         lab.say(f"interpolations: {seed + 1} done")
         if seed == 0:
             figures["interpolation"] = latent.draw_frames(saved, found, decoded, settings["pictured"])
-            figures["autocorrelation"] = _figure(found, both)
+            figures["autocorrelation"] = _figure(found, dict(zip(TITLES, decoded, strict=False)))
     record: Record = {name: summary(values) for name, values in uneven.items()}
     return record | {
+        "way": {name: summary(values) for name, values in way.items()},
         "paired": paired(uneven["line"], uneven["geodesic"]),
+        "paired_way": paired(way["line"], way["geodesic"]),
         "converged": converged,
         "pairs": len(uneven["line"]),
     }, figures
@@ -50,7 +58,7 @@ def _pairs(saved: SavedModel, count: int, seed: int) -> Connections:
 
 
 def _figure(found: Connections, both: dict[str, Interpolation]) -> Figure:
-    """Draw the correlations between frames, of the pair that has most to show."""
+    """Draw the correlations between frames, of the pair whose line is longest beside its geodesic."""
     pair = int(found.ratio.nan_to_num(1.0).argmin())
     figure = Figure(figsize=(8.4, 4.1), dpi=200, layout="constrained")
     for axes, (name, frames) in zip(panels := figure.subplots(1, 2), both.items(), strict=True):

@@ -89,3 +89,9 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Record:
         test = ttest_rel(ours, theirs, alternative="greater")
         t, p = float(test.statistic), float(test.pvalue)
     return {"ahead_by": float(ahead.mean()), "t": t, "p": p}
+
+
+def by_model(runs: Sequence[float], repetitions: int) -> list[float]:
+    """Means over the runs of each repetition, which share a model and are no independent trials."""
+    means: list[float] = np.asarray(runs, dtype=float).reshape(repetitions, -1).mean(1).tolist()
+    return means

@@ -33,7 +33,7 @@ SETTINGS: Settings = {
         "n_init": 10,
         "fit": {"epochs": 200, "constant_std": 1.0, "a": 1.0},
     },
-    "interpolation": {"repetitions": 3, "pairs": 50, "frames": 9, "pictured": 4},
+    "interpolation": {"repetitions": 6, "pairs": 50, "frames": 9, "pictured": 4},
     "density": {
         "repetitions": 10,
         "fitted": 300,

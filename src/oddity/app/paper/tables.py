@@ -6,7 +6,7 @@ from typing import Any
 from oddity.app.paper.circle import NAMES
 from oddity.app.paper.circle import PAPER as CIRCLE
 from oddity.app.paper.clustering import PAPER as CLUSTERING
-from oddity.app.paper.lab import Record
+from oddity.app.paper.lab import Record, by_model, paired
 from oddity.app.paper.likelihood import PAPER as LIKELIHOOD
 
 Row = tuple[str, ...]
@@ -14,6 +14,8 @@ Row = tuple[str, ...]
 
 def table(found: Record) -> str:
     """Lay out the records of all experiments that there are, one line for each figure.
+
+    Where the runs of a repetition share a model, a second p is of the means of each model.
 
     Examples
     --------
@@ -24,6 +26,8 @@ def table(found: Record) -> str:
     <BLANKLINE>
     """
     rows = [row for name, lay in _ROWS.items() if name in found for row in lay(found[name])]
+    shared = {name: found["settings"][name]["repetitions"] for name in _ROWS_OF_MODELS if name in found}
+    rows += [row for name, count in shared.items() for row in _ROWS_OF_MODELS[name](found[name], count)]
     lines = [("experiment", "figure", "paper", "ours", "Euclidean or baseline"), ("---",) * 5, *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines).replace("| --- " * 5 + "|", "|---" * 5 + "|")
 
@@ -37,17 +41,24 @@ def _variance(found: Record) -> Iterator[Row]:
         yield "variance", f"standard deviation {where}", "picture", *(f"{f[where]['std']:.2f}" for f in found.values())
 
 
-def _clustering(found: Record) -> Iterator[Row]:
+def _clustering(found: Record, repetitions: int) -> Iterator[Row]:
     for digits, f in found.items():
         paper = CLUSTERING.get(digits)
         theirs = "" if paper is None else "{} ± {}; Euclidean {} ± {}".format(*paper["riemannian"], *paper["euclidean"])
-        title = f"F-measure, digits {', '.join(digits)}, % (ahead by {f['paired']['ahead_by']:.1f}, {_p(f['paired'])})"
+        title = f"F-measure, digits {', '.join(digits)}, % (ahead by {f['paired']['ahead_by']:.1f}, {_p(f['paired'])}"
+        title += f", over models {_p(_models(f['riemannian'], f['euclidean'], repetitions))})"
         yield "clustering", title, theirs, _mean(f["riemannian"], 2), _mean(f["euclidean"], 2)
 
 
-def _interpolation(found: Record) -> Iterator[Row]:
-    title = f"unevenness of frames between 0 and 1 ({_p(found['paired'])})"
-    yield "interpolation", title, "picture", _mean(found["geodesic"], 2), _mean(found["line"], 2)
+def _interpolation(found: Record, repetitions: int) -> Iterator[Row]:
+    for title, f in (
+        ("unevenness of frames between 0 and 1", found),
+        ("way from frame to frame between 0 and 1", found["way"]),
+    ):
+        test = f"{_p(found['paired' if f is found else 'paired_way'])}, over models "
+        title = f"{title} ({test}{_p(_models(f['line'], f['geodesic'], repetitions))})"
+        line = f"{_mean(f['line'], 2)}; at equal Riemannian steps {_mean(f['paced_line'], 2)}"
+        yield "interpolation", title, "picture", _mean(f["geodesic"], 2), line
 
 
 def _density(found: Record) -> Iterator[Row]:
@@ -92,6 +103,11 @@ def _mean(f: Record, digits: int) -> str:
     return f"{f['mean']:.{digits}f} ± {f['sd']:.{digits}f}"
 
 
+def _models(ours: Record, theirs: Record, repetitions: int) -> Record:
+    """Paired t test over the means of each model."""
+    return paired(*(by_model(f["runs"], repetitions) for f in (ours, theirs)))
+
+
 def _p(test: dict[str, Any]) -> str:
     return "no test" if test["p"] is None else f"p = {test['p']:.1g}"
 
@@ -99,10 +115,12 @@ def _p(test: dict[str, Any]) -> str:
 _ROWS: dict[str, Callable[[Record], Iterator[Row]]] = {
     "surface": _surface,
     "variance": _variance,
-    "clustering": _clustering,
-    "interpolation": _interpolation,
     "density": _density,
     "walk": _walk,
     "log_likelihood": _likelihood,
     "circle": _circle,
+}
+_ROWS_OF_MODELS: dict[str, Callable[[Record, int], Iterator[Row]]] = {  # several runs share a model
+    "clustering": _clustering,
+    "interpolation": _interpolation,
 }

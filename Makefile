@@ -1,8 +1,8 @@
 # make demo    train on real digits and look at the geodesics      make test    the default test suite
 # make lint    ruff, mypy, layers                                   make bench   benchmarks, peers included
 # make adapters   models of other libraries, in an environment of their own
-# make paper   the experiments of the paper, on MNIST, into results/ (half an hour)
-# make study   geodesic lengths over training seeds, four models of uncertainty, into results/ (half an hour)
+# make paper   the experiments of the paper, on MNIST, into results/ (about two hours on two cores)
+# make study   geodesic lengths over training seeds, four models of uncertainty, into results/ (about two hours on two cores)
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all adapters paper study lint format bench wheel clean
 

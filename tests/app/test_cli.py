@@ -309,6 +309,8 @@ BAD = {
     "NaN": (lambda: np.save("a.npy", with_nan()), "train a.npy -o n", "a.npy holds nan in row 2, column 7"),
     "one row": (lambda: np.save("a.npy", np.ones((1, 4))), "train a.npy -o n", "at least two rows"),
     "latent-dim": (None, "train digits -o n --latent-dim 65", "latent_dim=65"),
+    "seed": (None, "train digits -o n --seed 4294967296", "Invalid value for '--seed'"),
+    "enormous seed": (None, "demo --seed 99999999999999999999999", "4294967295"),
     "zeta": (None, "train digits -o n --zeta -1", "zeta=-1.0"),
     "hidden": (None, "train digits -o n --hidden 8,x", "--hidden 8,x is not a list of whole numbers"),
     "class": (None, "train digits -o n --classes 0,17", "digits can't give class 17"),

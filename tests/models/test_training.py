@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 
+import oddity
 from oddity.models import storage
 from oddity.models.rbf import RBFPrecision
 from oddity.models.training import fit_sigma_network, fit_vae
@@ -215,6 +217,9 @@ class TestMisuse:
             ([["a", "b"], ["c", "d"]], "rows of numbers"),
             ([[object(), 1.0], [2.0, 3.0]], "rows of numbers"),
             (255 * torch.rand(20, 3, generator=rng()), "pixels / 255"),
+            (np.ma.masked_greater(np.arange(6.0).reshape(3, 2), 3), r"2 masked values.*X\.filled"),
+            (scipy.sparse.csr_array(np.eye(3)), r"X is sparse: pass X\.toarray\(\)"),
+            (torch.eye(3).to_sparse(), r"X is sparse: pass X\.to_dense\(\)"),
         ],
     )
     def test_data(self, X, message):
@@ -243,11 +248,42 @@ class TestMisuse:
             ({"output": "relu"}, "output='relu'"),
             ({"resume": True}, "needs checkpoint="),
             ({"checkpoint": "never", "checkpoint_every": 0}, "checkpoint_every=0"),
+            ({"checkpoint_every": "often", "checkpoint": "never"}, "checkpoint_every='often'"),
+            ({"seed": 2**32}, "seed=4294967296: it must be a whole number from 0 to 4294967295"),
+            ({"seed": -1}, "seed=-1: it must be"),
+            ({"seed": None}, "seed=None: it must be"),
+            ({"seed": 1.5}, r"seed=1\.5: it must be"),
+            ({"seed": True}, "seed=True: it must be"),
+            ({"latent_dim": True}, "latent_dim=True: it must be a whole number"),
+            ({"hidden": 8}, r"hidden=8: name the size of each layer, such as hidden=\(8,\)"),
+            ({"hidden": "64,32"}, "hidden='64,32': name the size of each layer"),
+            ({"lr": "a"}, "lr='a': it must be one number"),
+            ({"weight_decay": None}, "weight_decay=None: it must be one finite number"),
+            ({"zeta": torch.ones(5)}, r"zeta=tensor.*it must be one number"),
         ],
     )
     def test_settings(self, noise, settings, message):
         with pytest.raises(ValueError, match=message):
             fit_vae(noise, **settings)
+
+    @pytest.mark.parametrize("seed", [-1, 2**32, None, 1.5, True])
+    def test_no_function_takes_what_is_no_seed(self, noise, seed):
+        vae, decoder = fit_vae(noise, **TINY), torch.nn.Linear(2, 5).eval().requires_grad_(False)
+        z = vae.encode(noise)
+        for call in (
+            lambda: fit_sigma_network(vae, noise, seed=seed),
+            lambda: oddity.fit_ensemble(vae, noise, seed=seed),
+            lambda: oddity.add_uncertainty(decoder, z, noise, seed=seed),
+            lambda: oddity.EntropyBlend(lambda z: torch.distributions.Normal(z, 1), z, seed=seed),
+            lambda: RBFPrecision.from_codes(z, 5, seed=seed),
+            lambda: oddity.ConvRBFPrecision(z[:3], torch.ones(3), (1, 2, 3), (2,), seed=seed),
+        ):
+            with pytest.raises(ValueError, match=f"seed={seed}: it must be a whole number from 0 to 4294967295"):
+                call()
+
+    def test_the_largest_seed_is_one_and_numbers_of_numpy_are_numbers(self, noise, tmp_path):
+        settings = {**TINY, "checkpoint": tmp_path / "run", "seed": np.uint32(2**32 - 1), "latent_dim": np.int64(2)}
+        assert same(fit_vae(noise, **settings), fit_vae(noise, **settings, resume=True))
 
     def test_divergence_is_told(self, noise):
         with pytest.raises(RuntimeError, match="diverged in epoch"):

@@ -14,9 +14,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from oddity.models.checks import check_not_negative, check_positive, check_seed, check_whole, layers_of
 from oddity.models.conv_rbf import ConvRBFPrecision
 from oddity.models.layers import ImageShape, Output
 from oddity.models.rbf import DEFAULT_ZETA, RBFPrecision, WeightLikelihood, placed
@@ -120,7 +120,7 @@ def fit_vae(
     n_draws : int
         Posterior draws per row in stage 3.
     seed : int
-        Decides everything random; the global random state is neither read nor changed.
+        From 0 to 2**32 - 1; decides everything random. The global random state is neither read nor changed.
     checkpoint : path-like, optional
         Folder for checkpoints, written whole or not at all every ``checkpoint_every`` epochs and at the end of
         a stage.
@@ -164,9 +164,9 @@ def fit_vae(
     rows = _as_rows(numbers, images=image_shape is not None)
     settings = _Settings(
         latent_dim=latent_dim,
-        hidden=tuple(hidden),
+        hidden=layers_of(hidden, least=1),
         image_shape=image_shape,
-        channels=tuple(channels) if image_shape else (),
+        channels=layers_of(channels, "channels", least=1) if image_shape else (),
         output=_pick_output(rows) if output == "auto" else output,
         epochs=epochs,
         variance_epochs=variance_epochs,
@@ -183,6 +183,7 @@ def fit_vae(
         precision=str(precision),
     )
     settings.check()
+    settings = settings.plain()
     settings.suit(rows)
     if resume and checkpoint is None:
         raise ValueError("resume=True needs checkpoint=, the folder of the run to continue")
@@ -256,10 +257,8 @@ def fit_sigma_network(
     _check_data(vae, rows, precision)
     schedule = _Schedule(epochs, batch_size, lr, weight_decay, seed)
     schedule.check()
-    layers = tuple(vae.encoder.hidden[::-1] if hidden is None else hidden)
-    _check_layers(layers)
-    if not 0 < min_std < math.inf:
-        raise ValueError(f"min_std={min_std}: it must be positive and finite")
+    layers = layers_of(vae.encoder.hidden[::-1] if hidden is None else hidden)
+    check_positive(min_std=min_std)
     run = _Run(_launch(accelerator, devices, strategy, precision, len(rows)), rows, progress)
     plan = Architecture(vae.data_dim, vae.latent_dim, scale="network", scale_hidden=layers, min_std=min_std)
     scale = plan.build(seed).decoder.scale
@@ -283,21 +282,10 @@ class _Schedule:
     seed: int
 
     def check(self) -> None:
-        self._at_least_one("epochs", "batch_size")
-        self._positive("lr")
-        if self.weight_decay < 0 or self.seed < 0:
-            raise ValueError(f"weight_decay={self.weight_decay}, seed={self.seed}: neither may be negative")
-
-    def _at_least_one(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or value < 1:
-                raise ValueError(f"{name}={value!r}: it must be a whole number, and at least 1")
-
-    def _positive(self, *names: str) -> None:
-        for name in names:
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be positive and finite")
+        check_whole(epochs=self.epochs, batch_size=self.batch_size)
+        check_positive(lr=self.lr)
+        check_not_negative(weight_decay=self.weight_decay)
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -336,11 +324,16 @@ class _Settings(_Schedule):
 
     def check(self) -> None:
         super().check()
-        self._at_least_one("latent_dim", "variance_epochs", "n_centres", "n_draws")
-        self._positive("a", "zeta", "min_std", *(() if self.constant_std is None else ("constant_std",)))
-        _check_layers(self.hidden, least=1)
-        _check_layers(self.channels, "channels", least=1 if self.image_shape else 0)
+        check_whole(latent_dim=self.latent_dim, variance_epochs=self.variance_epochs)
+        check_whole(n_centres=self.n_centres, n_draws=self.n_draws)
+        check_positive(a=self.a, zeta=self.zeta, min_std=self.min_std)
+        if self.constant_std is not None:
+            check_positive(constant_std=self.constant_std)
         _check_output(self.output)
+
+    def plain(self) -> Self:
+        """Turn NumPy's numbers into Python's, which JSON can say."""
+        return dataclasses.replace(self, **{k: v.item() for k, v in vars(self).items() if isinstance(v, np.generic)})
 
     def suit(self, rows: Tensor) -> None:
         """Check the settings against the data."""
@@ -394,8 +387,7 @@ class _Keeper:
     """Writes and reads the checkpoints of one run; does nothing when there is no folder."""
 
     def __init__(self, run: _Run, settings: _Settings, folder: str | os.PathLike[str] | None, every: int) -> None:
-        if every < 1:
-            raise ValueError(f"checkpoint_every={every}: it must be at least 1")
+        check_whole(checkpoint_every=every)
         self._fabric, self._every = run.fabric, every
         self._folder = None if folder is None else Path(folder)
         self._run: dict[str, Any] = {}
@@ -613,8 +605,15 @@ def _seed(*position: int) -> int:
 def _as_numbers(X: Tensor | npt.ArrayLike, precision: Any, name: str = "X") -> Tensor:
     """Return X as a CPU tensor of floats, or say what is wrong with it."""
     double = str(precision) in ("64", "64-true")
+    if (X.layout != torch.strided) if isinstance(X, Tensor) else hasattr(X, "toarray"):
+        dense = "to_dense" if isinstance(X, Tensor) else "toarray"
+        raise ValueError(f"{name} is sparse: pass {name}.{dense}()")
     if isinstance(X, Tensor):
         X = X.detach().cpu().numpy()
+    if isinstance(X, np.ma.MaskedArray) and (masked := int(np.sum(X.mask))):
+        raise ValueError(
+            f"{name} has {masked} masked values, which a model would take for data: fill them first, {name}.filled(...)"
+        )
     if np.iscomplexobj(X):
         raise ValueError(f"{name} is complex: pass real numbers")
     try:
@@ -687,14 +686,6 @@ def _pick_output(rows: Tensor) -> Output:
     if low >= 0 and high <= 1:
         return "sigmoid"
     return "tanh" if low >= -1 and high <= 1 else "identity"
-
-
-def _check_layers(sizes: tuple[int, ...], name: str = "hidden", least: int = 0) -> None:
-    if len(sizes) < least:
-        what = "convolution, each of at least one map" if name == "channels" else "layer, each of at least one unit"
-        raise ValueError(f"{name}={sizes}: name at least one {what}")
-    if any(not isinstance(units, Integral) or units < 1 for units in sizes):
-        raise ValueError(f"{name}={sizes}: name whole numbers, at least one unit in each layer")
 
 
 def _in_json(settings: dict[str, Any]) -> dict[str, Any]:

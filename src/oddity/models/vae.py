@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from oddity.models.checks import check_seed, check_whole
 from oddity.models.conv_rbf import ConvRBFPrecision
 from oddity.models.layers import MLP, ConvDecoder, ConvEncoder, Encoder, ImageShape, Output
 from oddity.models.rbf import RBFPrecision
@@ -213,6 +214,7 @@ class VAE(nn.Module):
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw n data points from the model, noise included: (n, D)."""
+        check_whole(0, n=n)
         like = next(self.parameters())
         z = normal((n, self.latent_dim), like, generator)
         mean, std = self.decoder(z)
@@ -262,8 +264,7 @@ class VAE(nn.Module):
             As :meth:`posterior`, or when ``n_samples`` < 1.
         """
         x = self._admitted(x)
-        if n_samples < 1:
-            raise ValueError(f"n_samples={n_samples}: at least one draw is needed")
+        check_whole(n_samples=n_samples)
         rows = x.reshape(-1, self.data_dim).double()
         total = rows.new_full((len(rows),), -math.inf)
         draws = normal((n_samples, self.latent_dim), x, generator)
@@ -344,8 +345,9 @@ class Architecture:
 
     def build(self, seed: int = 0) -> VAE:
         """Return a model with random weights; the global random state is left alone."""
+        check_seed(seed, 1 << 63)  # as many as the members of an ensemble have
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(int(seed))
             return VAE(self._build_encoder(), GaussianDecoder(self._build_mean(), self._build_scale()))
 
     def _build_encoder(self) -> Encoder | ConvEncoder:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -396,6 +397,14 @@ def test_a_mistake_of_ours_is_not_hidden(model: Path, here: Path, monkeypatch: p
     monkeypatch.setattr("oddity.app.plots.latent_map", lambda *_, **__: np.ones(3).reshape(2, 2))
     with pytest.raises(ValueError, match="cannot reshape"):
         main(["map", str(model), "--size", "3"])
+
+
+def test_what_c_code_raises_under_our_lines_is_no_sentence(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = SimpleNamespace(log_volume=lambda z: z.new_zeros(()))
+    monkeypatch.setattr("oddity.app.latent.expected_metric", lambda _: wrong)
+    with pytest.raises(RuntimeError, match="zero-dimensional tensor") as caught:
+        main(["map", str(model), "--size", "3"])
+    assert caught.traceback[-1].frame.f_globals["__name__"] == "oddity.app.latent"
 
 
 def test_ctrl_c_elsewhere(model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

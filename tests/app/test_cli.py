@@ -259,6 +259,27 @@ def test_interrupted_training_keeps_its_checkpoint_and_resumes(here: Path) -> No
     assert "holds a stopped run: go on with --resume" in stopped.stderr
 
 
+def test_another_run_is_not_resumed(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "training_bars", pressed_at(2))
+        assert main(["train", "digits", "-o", "m", "--epochs", "6", "--checkpoint-every", "1"]) == 130
+    capsys.readouterr()
+    assert main(["train", "digits", "-o", "m", "--epochs", "7", "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "oddity: the checkpoint was made with epochs=6, this run has epochs=7: use the same, or start"
+    )
+    assert "--force in place of --resume" in said
+    assert "False" not in said
+
+
+def test_a_model_that_learned_nothing_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "digits", "-o", "m", *QUICK[2:], "--epochs", "10", "--lr", "1"]) == 0
+    assert "warning: the decoder's mean is the same at every code" in capsys.readouterr().err
+
+
 def pressed_at(last: int) -> Callable[..., object]:
     """Press Ctrl-C when an epoch is over."""
 
@@ -308,10 +329,15 @@ BAD = {
     "no data": (None, "train none.npy -o n", "there is no file or folder none.npy"),
     "wrong content": (lambda: Path("a.npy").write_text("x"), "train a.npy -o n", "a.npy is not what its name says"),
     "NaN": (lambda: np.save("a.npy", with_nan()), "train a.npy -o n", "a.npy holds nan in row 2, column 7"),
-    "one row": (lambda: np.save("a.npy", np.ones((1, 4))), "train a.npy -o n", "at least two rows"),
+    "one row": (
+        lambda: np.save("a.npy", np.ones((1, 4))),
+        "train a.npy -o n",
+        "a.npy gives one row: a model needs at least two",
+    ),
     "latent-dim": (None, "train digits -o n --latent-dim 65", "latent_dim=65"),
     "seed": (None, "train digits -o n --seed 4294967296", "Invalid value for '--seed'"),
     "enormous seed": (None, "demo --seed 99999999999999999999999", "4294967295"),
+    "half precision": (None, "train digits -o n --precision 16-mixed --accelerator cpu", "needs a GPU: on the CPU"),
     "zeta": (None, "train digits -o n --zeta -1", "zeta=-1.0"),
     "hidden": (None, "train digits -o n --hidden 8,x", "--hidden 8,x is not a list of whole numbers"),
     "class": (None, "train digits -o n --classes 0,17", "digits can't give class 17"),
@@ -371,7 +397,7 @@ def test_bad_input_is_one_sentence_and_status_2(
     before = sorted(here.rglob("*"))
     command, *rest = line.split()
     assert main([command, *(QUICK if command == "train" else []), *rest]) == 2
-    said = [words for words in capfd.readouterr().err.splitlines() if words.strip()]
+    said = capfd.readouterr().err.splitlines()
     assert len(said) == 1
     assert said[0].startswith("oddity: ")
     assert sentence in said[0]

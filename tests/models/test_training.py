@@ -153,6 +153,7 @@ class TestFit:
         assert fit_vae(low + (high - low) * noise, **TINY).decoder.mean_net.output == output
         assert fit_vae(noise, **TINY, output="identity").decoder.mean_net.output == "identity"
 
+    @pytest.mark.filterwarnings("ignore:the decoder's mean is the same:RuntimeWarning")  # of noise, after so few epochs
     @pytest.mark.parametrize("d", [1, 3, 5])
     def test_latent_dimensions(self, noise, d):
         vae = fit_vae(noise, **TINY, latent_dim=d)
@@ -285,6 +286,16 @@ class TestMisuse:
         settings = {**TINY, "checkpoint": tmp_path / "run", "seed": np.uint32(2**32 - 1), "latent_dim": np.int64(2)}
         assert same(fit_vae(noise, **settings), fit_vae(noise, **settings, resume=True))
 
+    @pytest.mark.parametrize("settings", [{"lr": 1.0}, {"constant_std": 10.0}])
+    def test_a_mean_that_learned_nothing_is_told(self, settings):
+        with pytest.warns(RuntimeWarning, match="the decoder's mean is the same at every code"):
+            vae = fit_vae(ring(), **{**TINY, "epochs": 30}, **settings)
+        assert vae.decoder.mean(vae.encode(ring())).std(0).max() < 1e-2
+
+    def test_sixteen_bits_need_a_gpu(self, noise):
+        with pytest.raises(ValueError, match="precision='16-mixed' needs a GPU: on the CPU choose 'bf16-mixed'"):
+            fit_vae(noise, **TINY, precision="16-mixed", accelerator="cpu")
+
     def test_divergence_is_told(self, noise):
         with pytest.raises(RuntimeError, match="diverged in epoch"):
             fit_vae(1e-3 * noise, **{**TINY, "epochs": 60}, lr=1e20)
@@ -388,7 +399,7 @@ class TestCheckpoints:
     def test_damaged_checkpoint(self, noise, tmp_path):
         fit_vae(noise, **TINY, checkpoint=tmp_path / "run")
         (tmp_path / "run" / "model.safetensors").write_bytes(b"short")
-        with pytest.raises(ValueError, match=r"damaged.*resume=False"):
+        with pytest.raises(ValueError, match=r"damaged.*start afresh without resuming \(at the command line, --force"):
             fit_vae(noise, **TINY, checkpoint=tmp_path / "run", resume=True)
 
 

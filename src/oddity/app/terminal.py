@@ -76,12 +76,18 @@ def bars() -> Iterator[Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=messages()) as shown:
-        tasks: dict[str, Any] = {}
+    shown = Progress(*columns, TextColumn("{task.fields[note]}"), console=messages())
+    tasks: dict[str, Any] = {}
 
-        def bar(stage: str, done: int, total: int, note: str = "") -> None:
-            if stage not in tasks:
-                tasks[stage] = shown.add_task(stage, total=total, note="")
-            shown.update(tasks[stage], completed=done, note=note)
+    def bar(stage: str, done: int, total: int, note: str = "") -> None:
+        if not tasks:
+            shown.start()  # not before: work that is refused at its door should not leave a blank line
+        if stage not in tasks:
+            tasks[stage] = shown.add_task(stage, total=total, note="")
+        shown.update(tasks[stage], completed=done, note=note)
 
+    try:
         yield bar
+    finally:
+        if tasks:
+            shown.stop()

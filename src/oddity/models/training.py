@@ -11,6 +11,7 @@ import hashlib
 import logging
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -42,7 +43,13 @@ from oddity.models.vae import (
 Progress = Callable[[str, int, int, float], None]
 
 _CHECKPOINT = "checkpoint.json"
+_AFRESH = "start afresh without resuming (at the command line, --force in place of --resume)"
 _MEAN, _DRAWS, _SIGMA, _MEMBER = 1, 3, 4, 5  # stages, as they enter the seeds
+_FLAT_SHARE = 1e-6  # of the variance, that the mean of a network spans before any training
+_FLAT = (
+    "the decoder's mean is the same at every code: the first stage has learned nothing of the data, and distances in "
+    "this latent space mean nothing; use a smaller lr, a smaller constant_std or more epochs"
+)
 _BLOCK = 1 << 22  # numbers in one block of residuals: 16 MB in float32
 _SCALE_MAPS = 16  # maps of each of the precision's transposed convolutions
 
@@ -146,6 +153,11 @@ def fit_vae(
     RuntimeError
         When training diverges; the last checkpoint is intact.
 
+    Warns
+    -----
+    RuntimeWarning
+        When the mean is the same at every code after the first stage: nothing was learned.
+
     References
     ----------
     Arvanitidis et al. 2018, section 4; hidden layers, activations, weight decay, K and a are the paper's.
@@ -193,6 +205,8 @@ def fit_vae(
     vae = _start(run, settings, state)
     if state is None or state.stage == "mean":
         _fit_mean(run, settings, keeper, vae, state)
+        if _is_flat(run, vae) and run.fabric.is_global_zero:
+            warnings.warn(_FLAT, RuntimeWarning, stacklevel=2)
         _place_centres(run, settings, vae)
     _fit_precision(run, settings, keeper, vae, state)
     return _finished(vae, X)
@@ -415,7 +429,7 @@ class _Keeper:
         assert self._folder is not None
         if locate(self._folder) is None:
             return None
-        about, tensors = read_folder(self._folder, _CHECKPOINT, remedy="start again with resume=False")
+        about, tensors = read_folder(self._folder, _CHECKPOINT, remedy=_AFRESH)
         self._compare(about)
         return _State(about["stage"], about["epoch"], tensors["model"], tensors["adam"], about["scaler"])
 
@@ -425,12 +439,12 @@ class _Keeper:
             if theirs.get(name) != value:
                 raise ValueError(
                     f"the checkpoint was made with {name}={theirs.get(name)}, this run has {name}={value}: "
-                    "use the same, or start again with resume=False"
+                    f"use the same, or {_AFRESH}"
                 )
         if about["data"] != self._run["data"]:
             raise ValueError(
-                f"the checkpoint was made with other data (shape {about['shape']}, this X {self._run['shape']}): "
-                "use the same X, or start again with resume=False"
+                f"the checkpoint was made with other data (of shape {about['shape']}; here {self._run['shape']}): "
+                f"use the same, or {_AFRESH}"
             )
 
 
@@ -526,6 +540,31 @@ def _fit_mean(run: _Run, settings: _Settings, keeper: _Keeper, vae: VAE, state: 
 
 
 @torch.no_grad()
+def _is_flat(run: _Run, vae: VAE) -> bool:
+    """Whether the mean is the same at all codes, although the data vary: the share of their variance that it spans."""
+    first, means, data = run.fabric.to_device(run.rows[:1]), _Spread(), _Spread()
+    for x in run.blocks(run.rows):
+        means.add(vae(x) - vae(first))
+        data.add(x - first)
+    return data.total() > 0 and means.total() < _FLAT_SHARE * data.total()
+
+
+class _Spread:
+    """The sum of squares of rows about their mean, block after block."""
+
+    def __init__(self) -> None:
+        self.count, self.sum, self.squares = 0, torch.zeros(()), 0.0
+
+    def add(self, rows: Tensor) -> None:
+        self.count += len(rows)
+        self.sum = self.sum.to(rows.device) + rows.sum(0, dtype=torch.float64)
+        self.squares += float(rows.double().square().sum())
+
+    def total(self) -> float:
+        return self.squares - float(self.sum.square().sum()) / self.count
+
+
+@torch.no_grad()
 def _place_centres(run: _Run, settings: _Settings, vae: VAE) -> None:
     """Stage 2: k-means on the encoder's means; the RBF network takes the constant scale's place."""
     codes = torch.cat([vae.encoder(x)[0] for x in run.blocks(run.rows)])  # (n, d)
@@ -571,6 +610,8 @@ def _launch(accelerator: str, devices: int, strategy: str, precision: Any, n_row
     """Start the engine: for several devices it runs the calling script again, once for each."""
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    if accelerator == "cpu" and str(precision) in ("16", "16-mixed"):
+        raise ValueError(f"precision={precision!r} needs a GPU: on the CPU choose 'bf16-mixed' or '32-true'")
     with _quiet():
         fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=precision)
         fabric.launch()

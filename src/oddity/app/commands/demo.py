@@ -8,7 +8,7 @@ from typer import Option
 
 from oddity.app.commands.geodesics import FRAMES
 from oddity.app.commands.options import Seed
-from oddity.app.terminal import messages, note, show, training_bars
+from oddity.app.terminal import messages, note, show, training_bars, warnings_as_notes
 
 if TYPE_CHECKING:
     from oddity.app.report import Connections
@@ -43,7 +43,7 @@ def demo(
     with clock("data"):
         data = open_dataset("mnist5k", classes=[0, 1, 2])
     out.mkdir(exist_ok=True)
-    with training_bars() as progress:
+    with warnings_as_notes(), training_bars() as progress:
         with clock("training"):
             vae = fit_vae(data.X, latent_dim=2, epochs=epochs, seed=seed, progress=progress)
         with clock("baseline"):

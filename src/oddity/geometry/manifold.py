@@ -11,6 +11,7 @@ import abc
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from numbers import Real
 from typing import TYPE_CHECKING, NamedTuple, final
 
 import torch
@@ -35,8 +36,9 @@ class Manifold(abc.ABC):
     A subclass must define :meth:`push`; it may override :meth:`secant`, :meth:`secants`, :meth:`frame`,
     :meth:`chain_model`, :meth:`force` and :meth:`linear_curvature` for speed. The other methods are derived; a
     subclass that knows a formula may override the global ones. Shapes: ``*`` stands for any leading
-    shape; leading shapes broadcast. Manifolds form a small algebra: ``M1 + M2`` adds metrics, ``c * M`` scales
-    the metric by c > 0.
+    shape; leading shapes broadcast. Manifolds form a small algebra: ``M1 + M2`` adds metrics, ``sum([M1, M2])`` too,
+    ``c * M`` scales the metric by c > 0, and ``M / c`` by 1 / c. A tensor without axes is a number, unless a gradient
+    is asked of it, which would be lost.
 
     Attributes
     ----------
@@ -527,12 +529,22 @@ class Manifold(abc.ABC):
         return Sum(self, other)
 
     @final
-    def __mul__(self, factor: float) -> Manifold:
-        if isinstance(factor, bool) or not isinstance(factor, int | float):
-            return NotImplemented
-        return Scaled(float(factor), self)
+    def __radd__(self, other: object) -> Manifold:
+        return self if isinstance(other, int) and other == 0 else NotImplemented  # where sum() starts
+
+    @final
+    def __mul__(self, factor: float | Tensor) -> Manifold:
+        number = _number(factor)
+        return NotImplemented if number is None else Scaled(number, self)
 
     __rmul__ = __mul__
+
+    @final
+    def __truediv__(self, divisor: float | Tensor) -> Manifold:
+        number = _number(divisor)
+        return NotImplemented if number is None else Scaled(1 / number if number else math.inf, self)
+
+    __array_ufunc__ = None  # a number of NumPy's leaves the product to us
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({'' if self.dim is None else self.dim})"
@@ -593,6 +605,13 @@ class Manifold(abc.ABC):
         """The same, of points whose frames may be held at once."""
         A = self.frame(z).to(dtype)
         return A.mT @ A
+
+
+def _number(factor: object) -> float | None:
+    """What scales a metric, if it is one number; not a truth value, nor a tensor whose gradient would be lost."""
+    if isinstance(factor, Tensor):
+        return float(factor) if factor.ndim == 0 and not factor.requires_grad else None
+    return float(factor) if isinstance(factor, Real) and not isinstance(factor, bool) else None
 
 
 class Curving(NamedTuple):

@@ -1,6 +1,7 @@
 """The command, as a user meets it."""
 
 import inspect
+import io
 import json
 import os
 import shutil
@@ -359,6 +360,11 @@ BAD = {
     "no place": (None, "geodesic m --from 0 --to there", "--to there is neither an index nor coordinates"),
     "frames": (None, "interpolate m --from 0 --to 1 --frames 1", "Invalid value for '--frames'"),
     "no model": (None, "info none", "there is no folder 'none'"),
+    "a file for a model": (
+        lambda: Path("x.npy").write_text(""),
+        "info x.npy",
+        "'x.npy' is a file: name the folder that holds",
+    ),
     "model without files": (lambda: Path("e").mkdir(), "map e", "model.json' is missing"),
     "weights missing": (lambda: Path("m/weights.safetensors").unlink(), "info m", "weights.safetensors' is missing"),
     "weights cut": (lambda: cut(Path("m/weights.safetensors")), "info m", "weights.safetensors' is damaged"),
@@ -417,6 +423,30 @@ def test_a_full_disk_is_a_sentence_and_the_old_file_survives(
     assert capsys.readouterr().err.startswith("oddity: No space left on device: z.npy; make room")
     assert Path("z.npy").read_text() == "old"
     assert len(list(here.iterdir())) == 1
+
+
+def test_a_full_standard_output_is_named(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.StringIO):
+        def write(self, _: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert main(["info", str(model)]) == 2
+    assert capsys.readouterr().err == "oddity: No space left on device: standard output\n"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device", "demo")])
+def test_a_demo_that_fails_early_leaves_no_folder(
+    here: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("oddity.models.training.fit_vae", fail)
+    assert main(["demo", "--out", "demo"]) in (2, 130)
+    assert list(here.iterdir()) == []
 
 
 def test_a_mistake_of_ours_is_not_hidden(model: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import typer
 from typer import Option
 
 from oddity.app.commands import demo, geodesics, paper, statistics, training
-from oddity.app.terminal import Interrupted, first_process
+from oddity.app.terminal import OUTPUT, Interrupted, first_process
 
 app = typer.Typer(
     name="oddity",
@@ -91,7 +91,7 @@ def _sentence(error: OSError) -> str:
     if error.strerror is None:
         return str(error)
     where = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename != OUTPUT
     return f"{where}; make room and run it again, what stood there before is intact" if full else where
 
 

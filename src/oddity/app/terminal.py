@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+OUTPUT = "standard output"  # as errors call it
+
 _STAGES = {
     "mean": "1/3 encoder and mean",
     "centres": "2/3 centres of the codes",
@@ -43,7 +45,10 @@ def show(result: Any) -> None:
     from rich.console import Console
 
     console = Console()
-    Console(width=console.width if console.is_terminal else 160, markup=False).print(result)
+    try:
+        Console(width=console.width if console.is_terminal else 160, markup=False).print(result)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, OUTPUT) from error
 
 
 @contextmanager

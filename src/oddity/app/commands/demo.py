@@ -33,7 +33,7 @@ def demo(
     """
     from oddity.app import latent, report
     from oddity.app.datasets import open_dataset
-    from oddity.app.files import check_folder
+    from oddity.app.files import check_folder, filling
     from oddity.models.storage import MODEL_FILE, check_replaceable, load_model, save_model
     from oddity.models.training import fit_sigma_network, fit_vae
 
@@ -42,33 +42,33 @@ def demo(
     check_replaceable(out / "model", MODEL_FILE)
     with clock("data"):
         data = open_dataset("mnist5k", classes=[0, 1, 2])
-    out.mkdir(exist_ok=True)
-    with warnings_as_notes(), training_bars() as progress:
-        with clock("training"):
-            vae = fit_vae(data.X, latent_dim=2, epochs=epochs, seed=seed, progress=progress)
-        with clock("baseline"):
-            baseline = fit_sigma_network(vae, data.X, seed=seed, progress=progress)
-    info = latent.description(data, {"latent_dim": 2, "epochs": epochs, "seed": seed})
-    path = save_model(
-        out / "model", vae, codes=vae.encode(latent.rows(data, vae)), labels=latent.labels(data), info=info
-    )
-    saved = load_model(path)
-    with console.status("geodesics"), clock("geodesics"):
-        pairs, found = _geodesics(saved, seed)
-    with console.status("figures"), clock("figures"):
-        _figures(out, saved, baseline, found)
-    report.write_arrays(out / "geodesics.npz", {"pairs": pairs, **found.arrays()})
-    report.write_json(
-        out / "summary.json",
-        {
-            **report.environment(),
-            **info,
-            "rows": len(data.X),
-            "geodesics": found.records(),
-            "seconds": clock.seconds,
-            "peak_memory_mib": report.peak_memory_mib(),
-        },
-    )
+    with filling(out):
+        with warnings_as_notes(), training_bars() as progress:
+            with clock("training"):
+                vae = fit_vae(data.X, latent_dim=2, epochs=epochs, seed=seed, progress=progress)
+            with clock("baseline"):
+                baseline = fit_sigma_network(vae, data.X, seed=seed, progress=progress)
+        info = latent.description(data, {"latent_dim": 2, "epochs": epochs, "seed": seed})
+        path = save_model(
+            out / "model", vae, codes=vae.encode(latent.rows(data, vae)), labels=latent.labels(data), info=info
+        )
+        saved = load_model(path)
+        with console.status("geodesics"), clock("geodesics"):
+            pairs, found = _geodesics(saved, seed)
+        with console.status("figures"), clock("figures"):
+            _figures(out, saved, baseline, found)
+        report.write_arrays(out / "geodesics.npz", {"pairs": pairs, **found.arrays()})
+        report.write_json(
+            out / "summary.json",
+            {
+                **report.environment(),
+                **info,
+                "rows": len(data.X),
+                "geodesics": found.records(),
+                "seconds": clock.seconds,
+                "peak_memory_mib": report.peak_memory_mib(),
+            },
+        )
     show(found.table())
     note(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 

@@ -79,6 +79,11 @@ class Euclidean(_ClosedForm):
     dim
         Dimension; None fits every chart, as in ``M + 1e-3 * Euclidean()``.
 
+    Raises
+    ------
+    ValueError
+        If the dimension is not a whole number from 1; from every method, when points are unusable.
+
     Examples
     --------
     >>> float(Euclidean().dist(torch.zeros(2), torch.tensor([3.0, 4.0])))
@@ -120,6 +125,15 @@ class Conformal(Manifold):
         s: ``(*, d) -> (*,)``, positive.
     dim
         Dimension of the chart, where it matters.
+
+    Raises
+    ------
+    ValueError
+        If the dimension is not a whole number from 1; from every method, when points are unusable.
+
+    References
+    ----------
+    Lee, "Introduction to Riemannian Manifolds", 2018, chapter 3, on conformally flat metrics.
 
     Examples
     --------
@@ -214,6 +228,20 @@ class Sphere(_ConstantCurvature):
     The chart covers all but one point, the pole at infinity. Between antipodal points ``log`` is NaN, since every
     direction is a shortest one.
 
+    Parameters
+    ----------
+    dim
+        Dimension d.
+
+    Raises
+    ------
+    ValueError
+        If the dimension is not a whole number from 1; from every method, when points are unusable.
+
+    References
+    ----------
+    Bachmann, Becigneul, Ganea, "Constant Curvature Graph Convolutional Networks", ICML 2020, for exp, log and dist.
+
     Examples
     --------
     >>> S = Sphere(2)
@@ -227,6 +255,21 @@ class Sphere(_ConstantCurvature):
 
 class Hyperbolic(_ConstantCurvature):
     """Hyperbolic space H^d as the Poincare ball, G = (2 / (1 - |z|^2))^2 I; exp, log and dist are exact.
+
+    Parameters
+    ----------
+    dim
+        Dimension d.
+
+    Raises
+    ------
+    ValueError
+        If the dimension is not a whole number from 1; from every method, when points are unusable or not inside the
+        unit ball.
+
+    References
+    ----------
+    Ungar, "Analytic Hyperbolic Geometry and Einstein's Special Theory of Relativity", 2008.
 
     Examples
     --------
@@ -260,6 +303,10 @@ class TensorField(Manifold):
     ------
     ValueError
         Where points enter, if G is no (d, d) matrix or not symmetric there: that is no property of a space.
+
+    References
+    ----------
+    Hauberg, Freifeld, Black, "A geometric take on metric learning", NIPS 2012, for a field learned from data.
 
     Examples
     --------

@@ -52,6 +52,11 @@ class Ensemble(nn.ModuleList):
     members : iterable of Module
         At least one.
 
+    References
+    ----------
+    Lakshminarayanan, Pritzel, Blundell, "Simple and scalable predictive uncertainty estimation using deep ensembles",
+    NeurIPS 2017.
+
     Examples
     --------
     >>> plan = Architecture(data_dim=6, latent_dim=2, hidden=(8, 4))
@@ -217,6 +222,15 @@ def load_ensemble(path: str | os.PathLike[str]) -> Ensemble:
         When the folder or one of its files is missing.
     ValueError
         When a file is damaged, of another format version, or the weights don't fit the description.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> plan = Architecture(data_dim=6, latent_dim=2, hidden=(8, 4))
+    >>> ensemble = Ensemble(plan, [plan.build(seed).decoder.mean_net for seed in range(3)])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     len(load_ensemble(save_ensemble(folder + "/toy", ensemble)))
+    3
     """
     about, tensors = read_folder(Path(path), ENSEMBLE_FILE, remedy="save the ensemble again")
 

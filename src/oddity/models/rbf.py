@@ -311,6 +311,17 @@ class RBFPrecision(nn.Module):
         """Estimate the wall of a typical centre, from the median bandwidth and the mean std at the centres.
 
         A one-centre picture (:func:`predict_wall`): with overlapping bumps the true wall lies further out.
+
+        Raises
+        ------
+        ValueError
+            When the precision at the centres is too close to zeta for a wall.
+
+        Examples
+        --------
+        >>> rbf = RBFPrecision(torch.zeros(1, 2), torch.tensor([2.0]), out_features=784, zeta=1e-2)
+        >>> round(rbf.wall().radius, 2), round(rbf.wall().crossing_cost)
+        (1.4, 252)
         """
         zeta = float(self.zeta.mean())
         sigma = float(self.std(self.centres).detach().mean())

@@ -39,6 +39,12 @@ class SavedModel:
         Their labels (n,), integers.
     info : dict
         What the writer added: data set, image shape.
+
+    Examples
+    --------
+    >>> saved = SavedModel(Architecture(data_dim=6, latent_dim=2).build(), info={"dataset": "toy"})
+    >>> saved.info["dataset"], saved.codes is None
+    ('toy', True)
     """
 
     vae: VAE
@@ -123,6 +129,15 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
         When the folder or one of its files is missing.
     ValueError
         When a file is damaged, of another format version, or the weights don't fit the description.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> vae = Architecture(data_dim=6, latent_dim=2).build()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     saved = load_model(save_model(folder + "/toy", vae))
+    >>> bool((saved.vae.decoder.mean_net[0].weight == vae.decoder.mean_net[0].weight).all())
+    True
     """
     folder = Path(path)
     about, tensors = read_folder(folder, MODEL_FILE, remedy="save the model again")

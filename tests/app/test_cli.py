@@ -21,7 +21,7 @@ from PIL import Image
 
 import oddity
 from oddity.app.cli import main
-from oddity.app.commands import training
+from oddity.app.commands import demo, training
 from oddity.models.storage import load_model, save_model
 from oddity.models.vae import Architecture
 from tests.app.files import arrays_in
@@ -478,6 +478,21 @@ def test_in_a_process_of_its_own(model: Path) -> None:
     failed = run_command("info", "none")
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr.startswith("oddity: there is no folder 'none'")
+
+
+def test_the_demo_joins_typical_codes_of_different_classes() -> None:
+    rng = np.random.default_rng(1)
+    codes, labels = rng.normal(size=(90, 2)), np.repeat([0, 3, 7], 30)
+    codes[0] = 50.0  # like no other of its class
+    pairs = demo._pairs(codes, labels, seed=0)
+    np.testing.assert_array_equal(labels[pairs[:4]], [[0, 3], [0, 7], [3, 7], [0, 3]])
+    assert len(np.unique(pairs, axis=0)) == demo.PAIRS
+    assert 0 not in pairs
+
+
+def test_the_demo_pictures_every_kind_of_pair() -> None:
+    ratio, kinds = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.9], [(0, 1)] * 5 + [(0, 2), (1, 2)]
+    assert demo._most_to_see(ratio, kinds) == [0, 1, 2, 5, 6]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The command, as a user meets it."""
 
 import inspect
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from PIL import Image
 
 import oddity
 from oddity.app.cli import main
-from oddity.app.commands import training
+from oddity.app.commands import demo, training
 from oddity.models.storage import load_model, save_model
 from oddity.models.vae import Architecture
 from tests.app.files import arrays_in
@@ -258,6 +260,27 @@ def test_interrupted_training_keeps_its_checkpoint_and_resumes(here: Path) -> No
     assert "holds a stopped run: go on with --resume" in stopped.stderr
 
 
+def test_another_run_is_not_resumed(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "training_bars", pressed_at(2))
+        assert main(["train", "digits", "-o", "m", "--epochs", "6", "--checkpoint-every", "1"]) == 130
+    capsys.readouterr()
+    assert main(["train", "digits", "-o", "m", "--epochs", "7", "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "oddity: the checkpoint was made with epochs=6, this run has epochs=7: use the same, or start"
+    )
+    assert "--force in place of --resume" in said
+    assert "False" not in said
+
+
+def test_a_model_that_learned_nothing_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "digits", "-o", "m", *QUICK[2:], "--epochs", "10", "--lr", "1"]) == 0
+    assert "warning: the decoder's mean is the same at every code" in capsys.readouterr().err
+
+
 def pressed_at(last: int) -> Callable[..., object]:
     """Press Ctrl-C when an epoch is over."""
 
@@ -307,8 +330,15 @@ BAD = {
     "no data": (None, "train none.npy -o n", "there is no file or folder none.npy"),
     "wrong content": (lambda: Path("a.npy").write_text("x"), "train a.npy -o n", "a.npy is not what its name says"),
     "NaN": (lambda: np.save("a.npy", with_nan()), "train a.npy -o n", "a.npy holds nan in row 2, column 7"),
-    "one row": (lambda: np.save("a.npy", np.ones((1, 4))), "train a.npy -o n", "at least two rows"),
+    "one row": (
+        lambda: np.save("a.npy", np.ones((1, 4))),
+        "train a.npy -o n",
+        "a.npy gives one row: a model needs at least two",
+    ),
     "latent-dim": (None, "train digits -o n --latent-dim 65", "latent_dim=65"),
+    "seed": (None, "train digits -o n --seed 4294967296", "Invalid value for '--seed'"),
+    "enormous seed": (None, "demo --seed 99999999999999999999999", "4294967295"),
+    "half precision": (None, "train digits -o n --precision 16-mixed --accelerator cpu", "needs a GPU: on the CPU"),
     "zeta": (None, "train digits -o n --zeta -1", "zeta=-1.0"),
     "hidden": (None, "train digits -o n --hidden 8,x", "--hidden 8,x is not a list of whole numbers"),
     "class": (None, "train digits -o n --classes 0,17", "digits can't give class 17"),
@@ -330,6 +360,11 @@ BAD = {
     "no place": (None, "geodesic m --from 0 --to there", "--to there is neither an index nor coordinates"),
     "frames": (None, "interpolate m --from 0 --to 1 --frames 1", "Invalid value for '--frames'"),
     "no model": (None, "info none", "there is no folder 'none'"),
+    "a file for a model": (
+        lambda: Path("x.npy").write_text(""),
+        "info x.npy",
+        "'x.npy' is a file: name the folder that holds",
+    ),
     "model without files": (lambda: Path("e").mkdir(), "map e", "model.json' is missing"),
     "weights missing": (lambda: Path("m/weights.safetensors").unlink(), "info m", "weights.safetensors' is missing"),
     "weights cut": (lambda: cut(Path("m/weights.safetensors")), "info m", "weights.safetensors' is damaged"),
@@ -368,7 +403,7 @@ def test_bad_input_is_one_sentence_and_status_2(
     before = sorted(here.rglob("*"))
     command, *rest = line.split()
     assert main([command, *(QUICK if command == "train" else []), *rest]) == 2
-    said = [words for words in capfd.readouterr().err.splitlines() if words.strip()]
+    said = capfd.readouterr().err.splitlines()
     assert len(said) == 1
     assert said[0].startswith("oddity: ")
     assert sentence in said[0]
@@ -390,10 +425,42 @@ def test_a_full_disk_is_a_sentence_and_the_old_file_survives(
     assert len(list(here.iterdir())) == 1
 
 
+def test_a_full_standard_output_is_named(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.StringIO):
+        def write(self, _: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert main(["info", str(model)]) == 2
+    assert capsys.readouterr().err == "oddity: No space left on device: standard output\n"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device", "demo")])
+def test_a_demo_that_fails_early_leaves_no_folder(
+    here: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("oddity.models.training.fit_vae", fail)
+    assert main(["demo", "--out", "demo"]) in (2, 130)
+    assert list(here.iterdir()) == []
+
+
 def test_a_mistake_of_ours_is_not_hidden(model: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("oddity.app.plots.latent_map", lambda *_, **__: np.ones(3).reshape(2, 2))
     with pytest.raises(ValueError, match="cannot reshape"):
         main(["map", str(model), "--size", "3"])
+
+
+def test_what_c_code_raises_under_our_lines_is_no_sentence(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = SimpleNamespace(log_volume=lambda z: z.new_zeros(()))
+    monkeypatch.setattr("oddity.app.latent.expected_metric", lambda _: wrong)
+    with pytest.raises(RuntimeError, match="zero-dimensional tensor") as caught:
+        main(["map", str(model), "--size", "3"])
+    assert caught.traceback[-1].frame.f_globals["__name__"] == "oddity.app.latent"
 
 
 def test_ctrl_c_elsewhere(model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,6 +478,21 @@ def test_in_a_process_of_its_own(model: Path) -> None:
     failed = run_command("info", "none")
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr.startswith("oddity: there is no folder 'none'")
+
+
+def test_the_demo_joins_typical_codes_of_different_classes() -> None:
+    rng = np.random.default_rng(1)
+    codes, labels = rng.normal(size=(90, 2)), np.repeat([0, 3, 7], 30)
+    codes[0] = 50.0  # like no other of its class
+    pairs = demo._pairs(codes, labels, seed=0)
+    np.testing.assert_array_equal(labels[pairs[:4]], [[0, 3], [0, 7], [3, 7], [0, 3]])
+    assert len(np.unique(pairs, axis=0)) == demo.PAIRS
+    assert 0 not in pairs
+
+
+def test_the_demo_pictures_every_kind_of_pair() -> None:
+    ratio, kinds = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.9], [(0, 1)] * 5 + [(0, 2), (1, 2)]
+    assert demo._most_to_see(ratio, kinds) == [0, 1, 2, 5, 6]
 
 
 @pytest.mark.slow

@@ -116,6 +116,28 @@ def test_the_variances_share_one_logarithmic_scale() -> None:
     assert overlaps(figure) == []
 
 
+def test_the_variances_show_the_classes_and_titles_of_two_lines() -> None:
+    images = {"narrow:\nand what it means": np.full(144, 0.1), "wide:\nand what it means": np.linspace(0.2, 10, 144)}
+    figure = variance(PLANE, images, CODES, np.arange(30) % 3, class_names={1: "one"})
+    assert legend(figure) == ["class 0", "one", "class 2"]
+    assert all(len(axes.collections) == 3 for axes in figure.axes)
+    FigureCanvasAgg(figure).draw()
+    assert overlaps(figure) == []
+    boxes = [axes.title.get_window_extent() for axes in figure.axes]
+    assert all(box.y1 <= figure.bbox.y1 for box in boxes)
+
+
+def test_a_wall_does_not_take_the_contrast_from_the_codes() -> None:
+    near = np.abs(PLANE.points).max(1) < np.abs(CODES).max()
+    values = np.where(near, 0.01 * PLANE.points[:, 0], 0.0)
+    values[~near] = 50.0
+    figure = latent_map(PLANE, values, 0.5 * CODES)
+    image, bar = figure.axes[0].images[0], figure.axes[0].child_axes[0]
+    assert image.norm.vmax == pytest.approx(25, abs=0.1)
+    assert image.norm.vmin > -0.05
+    assert bar._colorbar.extend == "both"
+
+
 @pytest.mark.parametrize("image_shape", [(4, 6), (2, 4, 3), None])
 @pytest.mark.parametrize("pairs", [1, 3])
 def test_interpolations_put_the_geodesic_over_the_line(pairs: int, image_shape) -> None:

@@ -1,5 +1,6 @@
 """One table of geometries, for every law: small decoders with fixed weights, closed forms, and their algebra."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -62,6 +63,7 @@ def cases(dtype: torch.dtype) -> dict[str, tuple[Manifold, int]]:
         "into curved space": (Pullback(two.mean, Conformal(lambda x: 1 + x.square().sum(-1))), 2),
         "scaled": (2.5 * mean, 2),
         "sum": (mean + 0.1 * Euclidean() + 0.5 * Sphere(2), 2),
+        "quotient of a sum": (sum([mean, torch.tensor(0.5) * Euclidean(2)]) / np.float32(3), 2),
         "scaled sum of sums": (0.5 * (oddity.expected_metric(two) + mean), 2),
     }
 

@@ -141,7 +141,7 @@ def test_bad_settings_are_refused() -> None:
     model = likelihood("Poisson").double()
     with pytest.raises(ValueError, match="reach=0"):
         oddity.EntropyBlend(model, CODES, reach=0)
-    with pytest.raises(ValueError, match="at least one centre"):
+    with pytest.raises(ValueError, match="n_centres=0: it must be a whole number, and at least 1"):
         oddity.EntropyBlend(model, CODES, n_centres=0)
     with pytest.raises(ValueError, match="finite codes"):
         oddity.EntropyBlend(model, CODES / 0)

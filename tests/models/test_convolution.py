@@ -152,6 +152,7 @@ class TestPrecision:
         assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.filterwarnings("ignore:the decoder's mean is the same:RuntimeWarning")  # of noise, after so few epochs
 class TestFit:
     def test_three_stages(self, trained):
         X, vae, heard = trained

@@ -162,7 +162,7 @@ class TestFromCodes:
     ("changes", "message"),
     [
         ({"bandwidths": torch.ones(3)}, "pass \\(K, d\\) and \\(K,\\)"),
-        ({"bandwidths": torch.tensor([1.0, 0.0])}, "positive and finite"),
+        ({"bandwidths": torch.tensor([1.0, 0.0])}, "bump 1 has bandwidth 0 .*positive and finite"),
         ({"centres": torch.tensor([[0.0, math.inf], [0.0, 0.0]])}, "positive and finite"),
         ({"zeta": 0.0}, "zeta=0.0"),
         ({"zeta": torch.ones(2)}, "3 outputs"),

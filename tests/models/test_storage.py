@@ -201,6 +201,11 @@ class TestDamage:
         with pytest.raises(FileNotFoundError, match=r"nowhere.*check the path"):
             load_model(tmp_path / "nowhere")
 
+    def test_a_file_for_a_folder(self, tmp_path):
+        (tmp_path / "x.npy").write_text("")
+        with pytest.raises(NotADirectoryError, match=r"x\.npy' is a file: name the folder that holds model\.json"):
+            load_model(tmp_path / "x.npy")
+
     @pytest.mark.parametrize("name", ["model.json", "weights.safetensors", "codes.safetensors"])
     def test_missing_file(self, folder, name):
         (folder / name).unlink()
@@ -242,6 +247,32 @@ class TestDamage:
         self.edit(folder, architecture={**about["architecture"], **changes})
         with pytest.raises(ValueError, match="do not fit the architecture"):
             load_model(folder)
+
+    @pytest.mark.parametrize("group", ["../m/weights", "/etc/weights", "a/b", ""])
+    def test_no_path_leads_out_of_the_folder(self, folder, group):
+        about = self.edit(folder)
+        self.edit(folder, files={**about["files"], group: about["files"]["weights"]})
+        with pytest.raises(ValueError, match=r"damaged \(it lists a file '.*'\): save the model again"):
+            load_model(folder)
+
+    @pytest.mark.parametrize(
+        ("info", "fault"),
+        [
+            ({"training": 3}, "training in its info is 3, no mapping"),
+            ({"training": None}, "training in its info is None"),
+            ({"class_names": ["a"]}, "class_names in its info is"),
+            ({"class_names": {"a": "b"}}, "class_names in its info name 'a', no label"),
+            ({"image_shape": "8x8"}, "image_shape in its info is '8x8'"),
+            ({"image_shape": [3, 3]}, r"image_shape in its info is \[3, 3\], not that of 6 pixels"),
+            ({"image_shape": [8, -8]}, r"image_shape in its info is \[8, -8\]"),
+        ],
+    )
+    def test_what_the_command_reads_has_its_form(self, folder, model, info, fault):
+        self.edit(folder, info=info)
+        with pytest.raises(ValueError, match=rf"model.json' is damaged \({fault}.*save the model again"):
+            load_model(folder)
+        with pytest.raises(ValueError, match=fault):
+            save_model(folder, model, info=info)
 
     @pytest.mark.parametrize("changes", [{"files": None}, {"files": {}}, {"architecture": None}, {"info": None}])
     def test_parts_of_the_description_missing(self, folder, changes):

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 
+import oddity
 from oddity.models import storage
 from oddity.models.rbf import RBFPrecision
 from oddity.models.training import fit_sigma_network, fit_vae
@@ -151,6 +153,7 @@ class TestFit:
         assert fit_vae(low + (high - low) * noise, **TINY).decoder.mean_net.output == output
         assert fit_vae(noise, **TINY, output="identity").decoder.mean_net.output == "identity"
 
+    @pytest.mark.filterwarnings("ignore:the decoder's mean is the same:RuntimeWarning")  # of noise, after so few epochs
     @pytest.mark.parametrize("d", [1, 3, 5])
     def test_latent_dimensions(self, noise, d):
         vae = fit_vae(noise, **TINY, latent_dim=d)
@@ -215,6 +218,9 @@ class TestMisuse:
             ([["a", "b"], ["c", "d"]], "rows of numbers"),
             ([[object(), 1.0], [2.0, 3.0]], "rows of numbers"),
             (255 * torch.rand(20, 3, generator=rng()), "pixels / 255"),
+            (np.ma.masked_greater(np.arange(6.0).reshape(3, 2), 3), r"2 masked values.*X\.filled"),
+            (scipy.sparse.csr_array(np.eye(3)), r"X is sparse: pass X\.toarray\(\)"),
+            (torch.eye(3).to_sparse(), r"X is sparse: pass X\.to_dense\(\)"),
         ],
     )
     def test_data(self, X, message):
@@ -243,11 +249,52 @@ class TestMisuse:
             ({"output": "relu"}, "output='relu'"),
             ({"resume": True}, "needs checkpoint="),
             ({"checkpoint": "never", "checkpoint_every": 0}, "checkpoint_every=0"),
+            ({"checkpoint_every": "often", "checkpoint": "never"}, "checkpoint_every='often'"),
+            ({"seed": 2**32}, "seed=4294967296: it must be a whole number from 0 to 4294967295"),
+            ({"seed": -1}, "seed=-1: it must be"),
+            ({"seed": None}, "seed=None: it must be"),
+            ({"seed": 1.5}, r"seed=1\.5: it must be"),
+            ({"seed": True}, "seed=True: it must be"),
+            ({"latent_dim": True}, "latent_dim=True: it must be a whole number"),
+            ({"hidden": 8}, r"hidden=8: name the size of each layer, such as hidden=\(8,\)"),
+            ({"hidden": "64,32"}, "hidden='64,32': name the size of each layer"),
+            ({"lr": "a"}, "lr='a': it must be one number"),
+            ({"weight_decay": None}, "weight_decay=None: it must be one finite number"),
+            ({"zeta": torch.ones(5)}, r"zeta=tensor.*it must be one number"),
         ],
     )
     def test_settings(self, noise, settings, message):
         with pytest.raises(ValueError, match=message):
             fit_vae(noise, **settings)
+
+    @pytest.mark.parametrize("seed", [-1, 2**32, None, 1.5, True])
+    def test_no_function_takes_what_is_no_seed(self, noise, seed):
+        vae, decoder = fit_vae(noise, **TINY), torch.nn.Linear(2, 5).eval().requires_grad_(False)
+        z = vae.encode(noise)
+        for call in (
+            lambda: fit_sigma_network(vae, noise, seed=seed),
+            lambda: oddity.fit_ensemble(vae, noise, seed=seed),
+            lambda: oddity.add_uncertainty(decoder, z, noise, seed=seed),
+            lambda: oddity.EntropyBlend(lambda z: torch.distributions.Normal(z, 1), z, seed=seed),
+            lambda: RBFPrecision.from_codes(z, 5, seed=seed),
+            lambda: oddity.ConvRBFPrecision(z[:3], torch.ones(3), (1, 2, 3), (2,), seed=seed),
+        ):
+            with pytest.raises(ValueError, match=f"seed={seed}: it must be a whole number from 0 to 4294967295"):
+                call()
+
+    def test_the_largest_seed_is_one_and_numbers_of_numpy_are_numbers(self, noise, tmp_path):
+        settings = {**TINY, "checkpoint": tmp_path / "run", "seed": np.uint32(2**32 - 1), "latent_dim": np.int64(2)}
+        assert same(fit_vae(noise, **settings), fit_vae(noise, **settings, resume=True))
+
+    @pytest.mark.parametrize("settings", [{"lr": 1.0}, {"constant_std": 10.0}])
+    def test_a_mean_that_learned_nothing_is_told(self, settings):
+        with pytest.warns(RuntimeWarning, match="the decoder's mean is the same at every code"):
+            vae = fit_vae(ring(), **{**TINY, "epochs": 30}, **settings)
+        assert vae.decoder.mean(vae.encode(ring())).std(0).max() < 1e-2
+
+    def test_sixteen_bits_need_a_gpu(self, noise):
+        with pytest.raises(ValueError, match="precision='16-mixed' needs a GPU: on the CPU choose 'bf16-mixed'"):
+            fit_vae(noise, **TINY, precision="16-mixed", accelerator="cpu")
 
     def test_divergence_is_told(self, noise):
         with pytest.raises(RuntimeError, match="diverged in epoch"):
@@ -352,7 +399,7 @@ class TestCheckpoints:
     def test_damaged_checkpoint(self, noise, tmp_path):
         fit_vae(noise, **TINY, checkpoint=tmp_path / "run")
         (tmp_path / "run" / "model.safetensors").write_bytes(b"short")
-        with pytest.raises(ValueError, match=r"damaged.*resume=False"):
+        with pytest.raises(ValueError, match=r"damaged.*start afresh without resuming \(at the command line, --force"):
             fit_vae(noise, **TINY, checkpoint=tmp_path / "run", resume=True)
 
 

@@ -174,3 +174,10 @@ def test_encoder_shares_its_first_layer():
     assert encoder.shared[0].out_features == 64
     assert encoder.mean_net.hidden == encoder.std_net.hidden == (32,)
     assert isinstance(PLANS["rbf"].build().decoder.scale, RBFPrecision)
+
+
+@pytest.mark.parametrize("n", [-1, 2.0, True])
+def test_a_number_of_samples_is_one(vae, n):
+    with pytest.raises(ValueError, match=f"n={n}: it must be a whole number, and at least 0"):
+        vae.sample(n)
+    assert vae.sample(0).shape == (0, 6)

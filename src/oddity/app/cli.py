@@ -4,6 +4,7 @@ Help is immediate: see :mod:`oddity.app.commands`. A user's mistake ends in one 
 of ours in a traceback.
 """
 
+import dis
 import errno
 import os
 import sys
@@ -14,7 +15,7 @@ import typer
 from typer import Option
 
 from oddity.app.commands import demo, geodesics, paper, statistics, training
-from oddity.app.terminal import Interrupted, first_process
+from oddity.app.terminal import OUTPUT, Interrupted, first_process
 
 app = typer.Typer(
     name="oddity",
@@ -90,14 +91,20 @@ def _sentence(error: OSError) -> str:
     if error.strerror is None:
         return str(error)
     where = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename != OUTPUT
     return f"{where}; make room and run it again, what stood there before is intact" if full else where
 
 
 def _on_purpose(error: BaseException) -> bool:
-    """Whether the error was raised on purpose, by a check of ours or of the engine's, and not by accident."""
+    """Whether a ``raise`` of ours or of the engine's made the error: what C code raises under our lines is an accident.
+
+    Python notes which instruction of the innermost frame an error came from.
+    """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    module = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
-    return module.startswith(("oddity.", "lightning_fabric.connector"))
+    if trace is None or isinstance(error, NotImplementedError):
+        return False
+    module, instruction = trace.tb_frame.f_globals.get("__name__", ""), trace.tb_frame.f_code.co_code[trace.tb_lasti]
+    raised = dis.opname[instruction] == "RAISE_VARARGS"
+    return raised and module.startswith(("oddity.", "lightning_fabric.connector"))

@@ -23,11 +23,12 @@ from oddity.app.plots import (
     _beside,
     _flat_codes,
     _label_plane,
-    _limits,
     _scatter_class,
     _scatter_codes,
     _where,
+    beyond,
     class_colour,
+    limits,
     pictures,
 )
 
@@ -116,7 +117,7 @@ def clusters(
     codes = _flat_codes(codes)
     k = max(len(np.asarray(found.centres)) for found in clusterings.values())
     side = min(0.9, _PANEL / k) if image_shape else 0.0
-    figure, panels = _maps(plane, log_volume, list(clusterings), k + 1, below=side and side + 0.4)
+    figure, panels = _maps(plane, log_volume, codes, list(clusterings), k + 1, below=side and side + 0.4)
     star: dict[str, Any] = {"marker": "*", "mec": "black", "mew": 0.9, "ls": ""}
     for axes, found in zip(panels, clusterings.values(), strict=True):
         labels, centres = np.asarray(found.labels), _flat_codes(found.centres)
@@ -172,7 +173,7 @@ def densities(
     """
     codes = _flat_codes(codes)
     classes = 1 if labels is None else len(np.unique(np.asarray(labels)))
-    figure, panels = _maps(plane, log_volume, list(log_densities), classes + 4)
+    figure, panels = _maps(plane, log_volume, codes, list(log_densities), classes + 4)
     halo: list[AbstractPathEffect] = [withStroke(linewidth=3.6, foreground="black")]
     star: dict[str, Any] = {"marker": "*", "mfc": "white", "mec": "black", "mew": 0.9, "ls": ""}
     for axes, log_density, centres in zip(panels, log_densities.values(), means, strict=True):
@@ -232,7 +233,7 @@ def walks(
     codes = _flat_codes(codes)
     count = max(len(path.at) for path in paths.values())
     side = _PANEL / count
-    figure, panels = _maps(plane, log_volume, list(paths), 3, below=side + 0.62)
+    figure, panels = _maps(plane, log_volume, codes, list(paths), 3, below=side + 0.62)
     ends: dict[str, Any] = {"ls": "", "mec": "black", "mew": 1.0, "ms": 9}
     norm = Normalize(*_range([path.frames for path in paths.values()]))
     for axes, path in zip(panels, paths.values(), strict=True):
@@ -259,7 +260,7 @@ def walks(
 
 
 def _maps(
-    plane: Plane, log_volume: ArrayLike, titles: Sequence[str], signs: int, below: float = 0.0
+    plane: Plane, log_volume: ArrayLike, codes: Array, titles: Sequence[str], signs: int, below: float = 0.0
 ) -> tuple[Figure, list[Axes]]:
     """Lay maps of the magnification factor side by side, with one colour bar, and room below for a legend and more.
 
@@ -269,13 +270,13 @@ def _maps(
     height = _TOP + _PANEL + _SCALE + below + 0.1 + _LEGEND * -(-signs // _SIGNS)
     figure = Figure(figsize=(width, height), dpi=_DPI)
     image = plane.image(log_volume)
-    low, high = _limits(image)
+    low, high = limits(plane, image, codes)
     panels: list[Axes] = []
     for i, title in enumerate(titles):
         left, bottom = _LEFT + i * (_PANEL + _GAP), height - _TOP - _PANEL
         box = (left / width, bottom / height, _PANEL / width, _PANEL / height)
         axes = figure.add_axes(box, sharey=panels[0] if panels else None)
-        shown = axes.imshow(np.maximum(image, low), cmap="gray", norm=Normalize(low, high), **_where(plane))
+        shown = axes.imshow(image.clip(low, high), cmap="gray", norm=Normalize(low, high), **_where(plane))
         axes.set_title(title)
         axes.autoscale(enable=False)
         _label_plane(axes)
@@ -283,7 +284,7 @@ def _maps(
             axes.set_ylabel("")
             axes.tick_params(left=False, labelleft=False)
         panels.append(axes)
-    bar = figure.colorbar(shown, cax=_beside(panels[-1]), extend="min" if image.min() < low else "neither")
+    bar = figure.colorbar(shown, cax=_beside(panels[-1]), extend=beyond(image, low, high))
     bar.set_label(r"magnification factor  $\log\sqrt{\det M(z)}$")
     return figure, panels
 

@@ -12,7 +12,7 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -194,7 +194,7 @@ def _checked(name: str, raw: _Raw) -> Dataset:
             "(n, c, h, w) with one, three or four channels c"
         )
     if X.size == 0:
-        raise ValueError(f"{name} is empty: it holds {X.shape[0]} rows of {X.shape[1]} columns")
+        raise ValueError(f"{name} is empty: it holds {X.shape[0]} rows of {X.shape[1]} columns; give one row or more")
     if y is not None and y.shape != (len(X),):
         raise ValueError(f"{name} holds {len(X)} rows but labels of shape {y.shape}: give one label a row")
     if X.dtype.kind not in "biuf":
@@ -310,12 +310,14 @@ def _read_csv(path: Path, label: int | None = None) -> _Raw:
     """Read rows of numbers; a column holds the labels if the header says so, or if it is given."""
     try:
         with _text(path) as file:
-            first = next(csv.reader(file), [])
+            _, first = next(_csv_rows(file), (0, []))
+        if not first:
+            raise ValueError(f"{path} is empty: write rows of numbers into it, separated by commas")
         header = not all(map(_is_number, first))
         if header and label is None:
             label = next((i for i, cell in enumerate(first) if cell.strip().lower() in LABEL_NAMES), None)
         table, cells = _csv_table(path, header, label)
-        if table.shape[1] != len(first):
+        if table.shape[1] != len(first) or not _fits(table).all():
             raise ValueError(_csv_fault(path, header, label))
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error, csv.Error) as error:
         raise ValueError(f"{path} is not what its name says, or is cut short: no table of text") from error
@@ -339,6 +341,18 @@ def _is_number(cell: str) -> bool:
     return True
 
 
+def _csv_rows(file: IO[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows that hold something, each with the number of its line, from 1."""
+    rows = csv.reader(file)
+    return ((rows.line_num, row) for row in rows if any(cell.strip() for cell in row) or len(row) > 1)
+
+
+def _fits(numbers: Any) -> NDArray[np.bool_]:
+    """Whether numbers are finite in float32."""
+    with np.errstate(over="ignore"):
+        return np.isfinite(np.asarray(numbers).astype(np.float32))
+
+
 def _csv_table(path: Path, header: bool, label: int | None) -> tuple[NDArray[np.float64], list[str]]:
     """Return the table, zeros in the column of labels, and the cells of that column as they are written."""
     cells: list[str] = []
@@ -350,7 +364,7 @@ def _csv_table(path: Path, header: bool, label: int | None) -> tuple[NDArray[np.
     with _text(path) as file:
         lines = [line for line in file if line.strip()][header:]
     if not lines:
-        raise ValueError(f"{path} is empty: it has no row of numbers")
+        raise ValueError(f"{path} holds no row of numbers, only a first line: is it a table separated by commas?")
     kept: dict[int | str, Callable[[str], float]] | None = None if label is None else {label: keep}
     try:
         table = np.loadtxt(lines, delimiter=",", comments=None, quotechar='"', ndmin=2, converters=kept)
@@ -360,22 +374,24 @@ def _csv_table(path: Path, header: bool, label: int | None) -> tuple[NDArray[np.
 
 
 def _csv_fault(path: Path, header: bool, label: int | None) -> str:
-    """Say where a table that NumPy refused is wrong: a second, slower reading, by line and column."""
+    """Say where a table is wrong: a second, slower reading, by line and column as an editor counts them, from 1."""
     with _text(path) as file:
-        rows = csv.reader(file)
         width = 0
-        for row in filter(None, rows):
-            width = width or len(row)
-            line = f"line {rows.line_num}"
+        for number, row in _csv_rows(file):
+            named, width, line = header and not width, width or len(row), f"line {number}"
             if len(row) != width:
-                return f"{path} is ragged: {line} has {len(row)} columns where the first line has {width}"
+                return (
+                    f"{path} is ragged: {line} has {len(row)} columns where the first line has {width}: "
+                    "give every line the same number, separated by commas"
+                )
             for column, cell in enumerate(row):
-                named = header and rows.line_num == 1
-                if not named and column != label and not _is_number(cell):
-                    return (
-                        f"{path} holds {cell!r} in {line}, column {column + 1}, which is not a number: "
-                        f"separate columns by commas, and name a column of labels 'label' in the first line"
-                    )
+                if named or column == label:
+                    continue
+                place = f"{path} holds {cell.strip()!r} in {line}, column {column + 1} (counted from 1), which is not"
+                if not _is_number(cell):
+                    return f"{place} a number: separate columns by commas, and name a column of labels 'label' above it"
+                if not _fits(float(cell)):
+                    return f"{place} finite in float32: remove or fill such values first"
     return f"{path} can't be read as a table of numbers separated by commas"
 
 

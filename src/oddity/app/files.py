@@ -46,6 +46,30 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+@contextmanager
+def filling(folder: Path) -> Iterator[None]:
+    """Make a folder for the block to fill; if the block fails before it wrote anything, the folder goes again.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as around:
+    ...     try:
+    ...         with filling(Path(around) / "demo"):
+    ...             raise KeyboardInterrupt
+    ...     except KeyboardInterrupt:
+    ...         list(Path(around).iterdir())
+    []
+    """
+    made = not folder.exists()
+    folder.mkdir(exist_ok=True)
+    try:
+        yield
+    finally:
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+
+
 def check_writable(path: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
     """Return ``path`` if a file may be written there: minutes of work should not end in a missing folder.
 

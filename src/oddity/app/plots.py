@@ -130,9 +130,9 @@ def latent_map(
     codes, image = _flat_codes(codes), plane.image(log_volume)
     figure = Figure(figsize=(7.2, 6.9), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
-    low, high = _limits(image)
-    shown = axes.imshow(np.maximum(image, low), cmap="gray", norm=Normalize(low, high), **_where(plane))
-    bar = figure.colorbar(shown, cax=_beside(axes), extend="min" if image.min() < low else "neither")
+    low, high = limits(plane, image, codes)
+    shown = axes.imshow(image.clip(low, high), cmap="gray", norm=Normalize(low, high), **_where(plane))
+    bar = figure.colorbar(shown, cax=_beside(axes), extend=beyond(image, low, high))
     bar.set_label(r"magnification factor  $\log\sqrt{\det M(z)}$")
     handles = _scatter_codes(axes, codes, labels, class_names or {})
     if geodesics is not None:
@@ -146,6 +146,9 @@ def variance(
     plane: Plane,
     deviations: Mapping[str, ArrayLike],
     codes: ArrayLike,
+    labels: ArrayLike | None = None,
+    *,
+    class_names: Mapping[int, str] | None = None,
 ) -> Figure:
     """Draw standard deviations over the plane side by side, on one logarithmic colour scale.
 
@@ -157,6 +160,10 @@ def variance(
         The decoder's mean standard deviation at ``plane.points``, (h * w,), by the title of its panel.
     codes
         The codes (n, 2), drawn over each panel.
+    labels
+        The class of each code (n,).
+    class_names
+        Names for the legend; a label without one stands for itself.
 
     Raises
     ------
@@ -174,17 +181,19 @@ def variance(
     images = {title: plane.image(sd) for title, sd in deviations.items()}
     values = np.stack(list(images.values()))
     norm = LogNorm(values.min(), values.max())
-    figure = Figure(figsize=(4.6 * len(images) + 1.2, 5.35), dpi=_DPI, layout="constrained")
+    lines = max((title.count("\n") for title in images), default=0)
+    size = 4.6 * len(images) + 1.2, 5.45 + 0.25 * lines
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
     panels = figure.subplots(1, len(images), sharey=True, squeeze=False)[0]
     for axes, (title, image) in zip(panels, images.items(), strict=True):
         shown = axes.imshow(image, cmap="magma", norm=norm, **_where(plane))
-        dots = axes.scatter(codes[:, 0], codes[:, 1], s=3, c="#56B4E9", linewidths=0, alpha=0.8, label="codes")
+        handles = _scatter_codes(axes, codes, labels, class_names or {}, size=5)
         axes.set_title(title)
         _label_plane(axes)
         axes.label_outer()
     bar = figure.colorbar(shown, cax=_beside(panels[-1]))
     bar.set_label("decoder standard deviation, mean over the outputs")
-    figure.legend(handles=[dots], loc="outside lower center", frameon=False, markerscale=3)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False)
     return figure
 
 
@@ -305,11 +314,32 @@ def _flat_codes(codes: ArrayLike) -> Array:
     return codes
 
 
-def _limits(image: Array) -> tuple[float, float]:
-    """Colour limits: the factor falls without bound off the data, and that must not flatten the rest."""
-    finite = image[np.isfinite(image)]
-    low, high = np.quantile(finite, [0.02, 1.0]) if finite.size else (0.0, 1.0)
+def limits(plane: Plane, image: Array, codes: Array) -> tuple[float, float]:
+    """Colour limits of a magnification factor, (h, w): from its least value at the codes to half way up the wall.
+
+    The wall would take all contrast from where the codes are, and beyond it the factor falls without bound.
+
+    Examples
+    --------
+    >>> plane = Plane.around([[0.0, 0.0], [2.0, 1.0]], size=5, margin=0.5)
+    >>> low, high = limits(plane, plane.image(plane.points[:, 0]), np.array([[0.0, 0.0], [1.0, 1.0]]))
+    >>> round(low, 1), round(high, 1)  # the codes have 0 and 1, the plane ends at 3
+    (0.0, 2.0)
+    """
+    row, column = (
+        np.abs(axis - x[:, None]).argmin(1) for axis, x in ((plane.z2, codes[:, 1]), (plane.z1, codes[:, 0]))
+    )
+    here, finite = image[row, column], image[np.isfinite(image)]
+    here = here[np.isfinite(here)] if np.isfinite(here).any() else finite
+    low, middle = np.quantile(here, [0.005, 0.995]) if here.size else (0.0, 1.0)
+    high = (middle + finite.max(initial=middle)) / 2
     return float(low), float(high if high > low else low + 1)
+
+
+def beyond(image: Array, low: float, high: float) -> str:
+    """On which ends a colour bar has an arrow, since values lie beyond."""
+    below, above = bool(image.min() < low), bool(image.max() > high)
+    return {(False, False): "neither", (True, False): "min", (False, True): "max"}.get((below, above), "both")
 
 
 def _where(plane: Plane) -> dict[str, Any]:
@@ -321,19 +351,21 @@ def _beside(axes: Axes) -> Axes:
     return axes.inset_axes((1.03, 0.0, 0.045, 1.0))
 
 
-def _scatter_codes(axes: Axes, codes: Array, labels: ArrayLike | None, class_names: Mapping[int, str]) -> list[Line2D]:
+def _scatter_codes(
+    axes: Axes, codes: Array, labels: ArrayLike | None, class_names: Mapping[int, str], size: float = 9
+) -> list[Line2D]:
     """Draw the codes and return a legend handle for each class (one for all, where there are no labels)."""
     y = np.zeros(len(codes), dtype=int) if labels is None else np.asarray(labels)
     classes = np.unique(y).tolist()
     names = ["codes" if labels is None else class_names.get(label, f"class {label}") for label in classes]
-    return [_scatter_class(axes, codes[y == label], i, names[i]) for i, label in enumerate(classes)]
+    return [_scatter_class(axes, codes[y == label], i, names[i], size) for i, label in enumerate(classes)]
 
 
-def _scatter_class(axes: Axes, here: Array, i: int, name: str) -> Line2D:
+def _scatter_class(axes: Axes, here: Array, i: int, name: str, size: float = 9) -> Line2D:
     """Draw the codes of the i-th class and return a legend handle for it."""
     colour = class_colour(i)
     marker = CLASS_MARKERS[i // len(CLASS_COLOURS) % len(CLASS_MARKERS)]
-    axes.scatter(here[:, 0], here[:, 1], s=9, c=colour, marker=marker, linewidths=0.25, edgecolors="black")
+    axes.scatter(here[:, 0], here[:, 1], s=size, c=colour, marker=marker, linewidths=0.25, edgecolors="black")
     return Line2D([], [], ls="", marker=marker, ms=7, mfc=colour, mec="black", mew=0.4, label=name)
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+OUTPUT = "standard output"  # as errors call it
+
 _STAGES = {
     "mean": "1/3 encoder and mean",
     "centres": "2/3 centres of the codes",
@@ -43,7 +45,10 @@ def show(result: Any) -> None:
     from rich.console import Console
 
     console = Console()
-    Console(width=console.width if console.is_terminal else 160, markup=False).print(result)
+    try:
+        Console(width=console.width if console.is_terminal else 160, markup=False).print(result)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, OUTPUT) from error
 
 
 @contextmanager
@@ -76,12 +81,18 @@ def bars() -> Iterator[Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=messages()) as shown:
-        tasks: dict[str, Any] = {}
+    shown = Progress(*columns, TextColumn("{task.fields[note]}"), console=messages())
+    tasks: dict[str, Any] = {}
 
-        def bar(stage: str, done: int, total: int, note: str = "") -> None:
-            if stage not in tasks:
-                tasks[stage] = shown.add_task(stage, total=total, note="")
-            shown.update(tasks[stage], completed=done, note=note)
+    def bar(stage: str, done: int, total: int, note: str = "") -> None:
+        if not tasks:
+            shown.start()  # not before: work that is refused at its door should not leave a blank line
+        if stage not in tasks:
+            tasks[stage] = shown.add_task(stage, total=total, note="")
+        shown.update(tasks[stage], completed=done, note=note)
 
+    try:
         yield bar
+    finally:
+        if tasks:
+            shown.stop()

@@ -11,6 +11,7 @@ import abc
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from numbers import Real
 from typing import TYPE_CHECKING, NamedTuple, final
 
 import torch
@@ -35,13 +36,23 @@ class Manifold(abc.ABC):
     A subclass must define :meth:`push`; it may override :meth:`secant`, :meth:`secants`, :meth:`frame`,
     :meth:`chain_model`, :meth:`force` and :meth:`linear_curvature` for speed. The other methods are derived; a
     subclass that knows a formula may override the global ones. Shapes: ``*`` stands for any leading
-    shape; leading shapes broadcast. Manifolds form a small algebra: ``M1 + M2`` adds metrics, ``c * M`` scales
-    the metric by c > 0.
+    shape; leading shapes broadcast. Manifolds form a small algebra: ``M1 + M2`` adds metrics, ``sum([M1, M2])`` too,
+    ``c * M`` scales the metric by c > 0, and ``M / c`` by 1 / c. A tensor without axes is a number, unless a gradient
+    is asked of it, which would be lost.
 
     Attributes
     ----------
     dim : int or None
         Dimension d of the chart where the manifold knows it.
+
+    Raises
+    ------
+    ValueError
+        From every derived method whose points or vectors are unusable (:meth:`admit`), with value and remedy.
+
+    References
+    ----------
+    do Carmo, "Riemannian Geometry", 1992.
 
     Examples
     --------
@@ -186,6 +197,13 @@ class Manifold(abc.ABC):
         ValueError
             With the offending value and a remedy: not a floating-point tensor, the wrong dimension, NaN or
             infinite values.
+
+        Examples
+        --------
+        >>> import oddity
+        >>> oddity.Sphere(2).admit(torch.zeros(3))
+        Traceback (most recent call last):
+        ValueError: z has shape (3,), but points of Sphere(2) have 2 coordinates: (*, 2)
         """
         if not isinstance(z, Tensor):
             raise ValueError(f"{name} is a {type(z).__name__}; give a tensor, e.g. torch.as_tensor({name})")
@@ -211,19 +229,40 @@ class Manifold(abc.ABC):
         ------
         ValueError
             If z is not a finite floating-point tensor of the chart's dimension. This holds for every derived method.
+
+        Examples
+        --------
+        >>> import oddity
+        >>> oddity.Sphere(2).metric(torch.zeros(2)).tolist()
+        [[4.0, 0.0], [0.0, 4.0]]
         """
         self.admit(z)
         return self._grams(z)
 
     @final
     def inner(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """Inner product <u, v> at z: ``(*, d)`` three times ``-> (*,)``."""
+        """Inner product <u, v> at z: ``(*, d)`` three times ``-> (*,)``.
+
+        Examples
+        --------
+        >>> import oddity
+        >>> u, v = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])
+        >>> float(oddity.Sphere(2).inner(torch.zeros(2), u, v))
+        4.0
+        """
         z, u, v = self._admit_tangents(z, u=u, v=v)
         return (self.push(z, u) * self.push(z, v)).sum(-1)
 
     @final
     def norm(self, z: Tensor, v: Tensor) -> Tensor:
-        """Riemannian norm of v at z: ``(*, d), (*, d) -> (*,)``."""
+        """Riemannian norm of v at z: ``(*, d), (*, d) -> (*,)``.
+
+        Examples
+        --------
+        >>> import oddity
+        >>> float(oddity.Sphere(2).norm(torch.zeros(2), torch.tensor([3.0, 4.0])))
+        10.0
+        """
         norm: Tensor = torch.linalg.vector_norm(self.push(*self._admit_tangents(z, v=v)), dim=-1)
         return norm
 
@@ -232,6 +271,12 @@ class Manifold(abc.ABC):
         """Log magnification factor, log sqrt det G(z): ``(*, d) -> (*,)``; -inf where the metric is singular.
 
         Summed in float64, since det G squares the condition number of the frame.
+
+        Examples
+        --------
+        >>> import oddity
+        >>> round(float(oddity.Sphere(2).log_volume(torch.zeros(2))), 4)  # log 4
+        1.3863
         """
         self.admit(z)
         log_det: Tensor = torch.linalg.slogdet(self._grams(z, torch.float64)).logabsdet
@@ -245,6 +290,14 @@ class Manifold(abc.ABC):
         ------
         ValueError
             If the metric is singular at a point, where no such law exists.
+
+        Examples
+        --------
+        >>> import oddity
+        >>> rng = torch.Generator().manual_seed(0)
+        >>> v = oddity.Sphere(2).sample_tangent(torch.zeros(10_000, 2), generator=rng)
+        >>> round(float(v.std()), 1)  # G = 4 I there
+        0.5
         """
         L, info = torch.linalg.cholesky_ex(self.metric(z))
         if bool(info.any()):
@@ -286,6 +339,13 @@ class Manifold(abc.ABC):
         """Curvature of the plane that u and v span: ``(*, d)`` three times ``-> (*,)``.
 
         See :func:`oddity.geometry.curvature.sectional_curvature`.
+
+        Examples
+        --------
+        >>> import oddity
+        >>> u, v = torch.eye(2)
+        >>> round(float(oddity.Hyperbolic(2).sectional_curvature(torch.zeros(2), u, v)), 3)
+        -1.0
         """
         from oddity.geometry.curvature import sectional_curvature
 
@@ -296,6 +356,12 @@ class Manifold(abc.ABC):
         """Sum of the sectional curvatures over all ordered pairs of an orthonormal basis: ``(*, d) -> (*,)``.
 
         See :func:`oddity.geometry.curvature.scalar_curvature`.
+
+        Examples
+        --------
+        >>> import oddity
+        >>> round(float(oddity.Sphere(3).scalar_curvature(torch.zeros(3))), 3)
+        6.0
         """
         from oddity.geometry.curvature import scalar_curvature
 
@@ -308,6 +374,13 @@ class Manifold(abc.ABC):
         """Discrete energy n/2 sum |secant|^2 of chains on the uniform grid: ``(*, n+1, d) -> (*,)``.
 
         The limit is 1/2 int |c'|^2 dt, so that a geodesic has length^2 = 2 energy.
+
+        Examples
+        --------
+        >>> import oddity
+        >>> line = torch.tensor([[0.0, 0.0], [1.5, 2.0], [3.0, 4.0]])
+        >>> float(oddity.Euclidean().energy(line))
+        12.5
         """
         self._admit_curve(c)
         steps = self._steps(c)
@@ -315,7 +388,15 @@ class Manifold(abc.ABC):
 
     @final
     def length(self, c: Tensor) -> Tensor:
-        """Discrete length sum |secant| of chains: ``(*, n+1, d) -> (*,)``; second order in 1/n."""
+        """Discrete length sum |secant| of chains: ``(*, n+1, d) -> (*,)``; second order in 1/n.
+
+        Examples
+        --------
+        >>> import oddity
+        >>> line = torch.tensor([[0.0, 0.0], [1.5, 2.0], [3.0, 4.0]])
+        >>> float(oddity.Euclidean().length(line))
+        5.0
+        """
         self._admit_curve(c)
         return self._lengths(c)
 
@@ -324,6 +405,16 @@ class Manifold(abc.ABC):
         """Parallel transport of v along a chain: ``(*, n+1, d), (*, d) -> (*, n+1, d)``, v at every node.
 
         See :func:`oddity.geometry.transport.transport`.
+
+        Examples
+        --------
+        Along a meridian of the sphere a tangent vector stays one, and keeps its length while the metric shrinks:
+
+        >>> import oddity
+        >>> meridian = torch.stack([torch.linspace(0, 1, 65), torch.zeros(65)], -1)
+        >>> v = oddity.Sphere(2).transport(meridian, torch.tensor([1.0, 0.0]))
+        >>> [round(x, 2) for x in v[-1].tolist()]  # 2 * 1 = 1 * 2
+        [2.0, 0.0]
         """
         from oddity.geometry.transport import transport
 
@@ -374,6 +465,15 @@ class Manifold(abc.ABC):
             Share of the metric that may be left out of the outputs, on average over the points.
         most
             Nodes that a table may have.
+
+        Examples
+        --------
+        A closed form is cheap enough:
+
+        >>> import oddity
+        >>> S = oddity.Sphere(2)
+        >>> S.sketch(torch.zeros(10, 2)) is S
+        True
         """
         self.admit(z, "z")
         factor, info = torch.linalg.cholesky_ex(self.metric(z).double())
@@ -475,6 +575,13 @@ class Manifold(abc.ABC):
         """Geodesics that leave z with velocity v, at times t, each with its verdict.
 
         See :func:`oddity.geometry.maps.shoot`.
+
+        Examples
+        --------
+        >>> import oddity
+        >>> path = oddity.Sphere(2).shoot(torch.zeros(2), torch.tensor([1.0, 0.0]), torch.pi / 4)
+        >>> bool(path.converged), [round(x, 3) for x in path.points.tolist()]
+        (True, [1.0, 0.0])
         """
         from oddity.geometry.maps import shoot
 
@@ -527,12 +634,22 @@ class Manifold(abc.ABC):
         return Sum(self, other)
 
     @final
-    def __mul__(self, factor: float) -> Manifold:
-        if isinstance(factor, bool) or not isinstance(factor, int | float):
-            return NotImplemented
-        return Scaled(float(factor), self)
+    def __radd__(self, other: object) -> Manifold:
+        return self if isinstance(other, int) and other == 0 else NotImplemented  # where sum() starts
+
+    @final
+    def __mul__(self, factor: float | Tensor) -> Manifold:
+        number = _number(factor)
+        return NotImplemented if number is None else Scaled(number, self)
 
     __rmul__ = __mul__
+
+    @final
+    def __truediv__(self, divisor: float | Tensor) -> Manifold:
+        number = _number(divisor)
+        return NotImplemented if number is None else Scaled(1 / number if number else math.inf, self)
+
+    __array_ufunc__ = None  # a number of NumPy's leaves the product to us
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({'' if self.dim is None else self.dim})"
@@ -604,6 +721,13 @@ class Manifold(abc.ABC):
         """The same, of points whose frames may be held at once."""
         A = self.frame(z).to(dtype)
         return A.mT @ A
+
+
+def _number(factor: object) -> float | None:
+    """What scales a metric, if it is one number; not a truth value, nor a tensor whose gradient would be lost."""
+    if isinstance(factor, Tensor):
+        return float(factor) if factor.ndim == 0 and not factor.requires_grad else None
+    return float(factor) if isinstance(factor, Real) and not isinstance(factor, bool) else None
 
 
 class Curving(NamedTuple):

@@ -37,6 +37,15 @@ class Trajectory:
         ``(*,)``, by which share of itself the Riemannian speed changed; zero for the true geodesic.
     steps : Tensor
         ``(*,)``, steps tried.
+
+    Examples
+    --------
+    >>> import oddity
+    >>> path = oddity.Sphere(2).shoot(torch.zeros(3, 2), torch.eye(3, 2))
+    >>> path
+    Trajectory(3 items, 3 converged)
+    >>> path.points.shape, path.why
+    (torch.Size([3, 2]), ['', '', ''])
     """
 
     points: Tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import ClassVar, final
 
 import torch
@@ -78,6 +79,11 @@ class Euclidean(_ClosedForm):
     dim
         Dimension; None fits every chart, as in ``M + 1e-3 * Euclidean()``.
 
+    Raises
+    ------
+    ValueError
+        If the dimension is not a whole number from 1; from every method, when points are unusable.
+
     Examples
     --------
     >>> float(Euclidean().dist(torch.zeros(2), torch.tensor([3.0, 4.0])))
@@ -85,7 +91,7 @@ class Euclidean(_ClosedForm):
     """
 
     def __init__(self, dim: int | None = None) -> None:
-        self.dim = dim
+        self.dim = None if dim is None else _dimension(dim)
 
     def push(self, z: Tensor, v: Tensor) -> Tensor:
         """Return v itself, in the common shape of z and v."""
@@ -120,6 +126,15 @@ class Conformal(Manifold):
     dim
         Dimension of the chart, where it matters.
 
+    Raises
+    ------
+    ValueError
+        If the dimension is not a whole number from 1; from every method, when points are unusable.
+
+    References
+    ----------
+    Lee, "Introduction to Riemannian Manifolds", 2018, chapter 3, on conformally flat metrics.
+
     Examples
     --------
     >>> half_plane = Conformal(lambda z: 1 / z[..., 1])
@@ -128,7 +143,7 @@ class Conformal(Manifold):
     """
 
     def __init__(self, scale: Callable[[Tensor], Tensor], dim: int | None = None) -> None:
-        self.scale, self.dim = scale, dim
+        self.scale, self.dim = scale, None if dim is None else _dimension(dim)
 
     def push(self, z: Tensor, v: Tensor) -> Tensor:
         """s(z) v."""
@@ -138,6 +153,12 @@ class Conformal(Manifold):
         """|v|^2 grad(s^2) / 2 - <grad(s^2), v> v, by one gradient of the scale."""
         z, v = torch.broadcast_tensors(z, v)
         return _conformal_force(gradient(lambda x: self.scale(x).square())(z), v)
+
+
+def _dimension(dim: int) -> int:
+    if isinstance(dim, bool) or not isinstance(dim, Integral) or dim < 1:
+        raise ValueError(f"dim={dim!r}: the dimension must be a whole number, and at least 1")
+    return int(dim)
 
 
 def _conformal_force(slope: Tensor, v: Tensor) -> Tensor:
@@ -156,9 +177,7 @@ class _ConstantCurvature(_ClosedForm):
     curvature: ClassVar[float]
 
     def __init__(self, dim: int) -> None:
-        if dim < 1:
-            raise ValueError(f"the dimension must be at least 1, got {dim}")
-        self.dim = dim
+        self.dim = _dimension(dim)
 
     def push(self, z: Tensor, v: Tensor) -> Tensor:
         """2 v / (1 + k |z|^2)."""
@@ -209,6 +228,20 @@ class Sphere(_ConstantCurvature):
     The chart covers all but one point, the pole at infinity. Between antipodal points ``log`` is NaN, since every
     direction is a shortest one.
 
+    Parameters
+    ----------
+    dim
+        Dimension d.
+
+    Raises
+    ------
+    ValueError
+        If the dimension is not a whole number from 1; from every method, when points are unusable.
+
+    References
+    ----------
+    Bachmann, Becigneul, Ganea, "Constant Curvature Graph Convolutional Networks", ICML 2020, for exp, log and dist.
+
     Examples
     --------
     >>> S = Sphere(2)
@@ -222,6 +255,21 @@ class Sphere(_ConstantCurvature):
 
 class Hyperbolic(_ConstantCurvature):
     """Hyperbolic space H^d as the Poincare ball, G = (2 / (1 - |z|^2))^2 I; exp, log and dist are exact.
+
+    Parameters
+    ----------
+    dim
+        Dimension d.
+
+    Raises
+    ------
+    ValueError
+        If the dimension is not a whole number from 1; from every method, when points are unusable or not inside the
+        unit ball.
+
+    References
+    ----------
+    Ungar, "Analytic Hyperbolic Geometry and Einstein's Special Theory of Relativity", 2008.
 
     Examples
     --------
@@ -247,9 +295,18 @@ class TensorField(Manifold):
     ----------
     G
         ``(*, d) -> (*, d, d)``, symmetric positive definite. Where it is not, the push is NaN, and a geodesic
-        that meets such a point reports it.
+        that meets such a point reports it. Asymmetry counts from the square root of the rounding error.
     dim
         Dimension of the chart, where it matters.
+
+    Raises
+    ------
+    ValueError
+        Where points enter, if G is no (d, d) matrix or not symmetric there: that is no property of a space.
+
+    References
+    ----------
+    Hauberg, Freifeld, Black, "A geometric take on metric learning", NIPS 2012, for a field learned from data.
 
     Examples
     --------
@@ -259,9 +316,33 @@ class TensorField(Manifold):
     """
 
     def __init__(self, G: Callable[[Tensor], Tensor], dim: int | None = None) -> None:
-        self.G, self.dim = G, dim
+        self.G, self.dim = G, None if dim is None else _dimension(dim)
 
     def push(self, z: Tensor, v: Tensor) -> Tensor:
         """chol(G(z))' v."""
-        L, info = torch.linalg.cholesky_ex(self.G(z))
-        return torch.where((info > 0)[..., None], torch.nan, (L.mT @ v[..., None])[..., 0])
+        G = self.G(z)
+        L, info = torch.linalg.cholesky_ex(G)
+        wrong = (info > 0) | _asymmetric(G)
+        return torch.where(wrong[..., None], torch.nan, (L.mT @ v[..., None])[..., 0])
+
+    @torch.no_grad()
+    def admit(self, z: Tensor, name: str = "z") -> None:
+        """Refuse points at which G is no symmetric matrix of the chart's size."""
+        super().admit(z, name)
+        G, d = self.G(z), z.shape[-1]
+        if G.shape[-2:] != (d, d):
+            raise ValueError(
+                f"G gives {tuple(G.shape)} at {name} of shape {tuple(z.shape)}; give matrices (*, {d}, {d})"
+            )
+        if bool(_asymmetric(G).any()):
+            at = tuple(_asymmetric(G).nonzero()[0].tolist())
+            raise ValueError(
+                f"G is {G[at].tolist()} at {name}[{at}], not symmetric; give (G + G.mT) / 2 if that is meant"
+            )
+
+
+def _asymmetric(G: Tensor) -> Tensor:
+    """Where matrices differ from their transposes by more than rounding: ``(*, d, d) -> (*,)`` bool."""
+    size = (-2, -1)
+    wrong: Tensor = (G - G.mT).abs().amax(size) > torch.finfo(G.dtype).eps ** 0.5 * G.abs().amax(size)
+    return wrong

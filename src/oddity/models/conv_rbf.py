@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from oddity.models.checks import check_seed, layers_of
 from oddity.models.layers import ImageShape, doubling, pyramid
 from oddity.models.rbf import DEFAULT_ZETA, RBFPrecision, placed
 
@@ -68,12 +69,13 @@ class ConvRBFPrecision(RBFPrecision):
         zeta: float | Tensor = DEFAULT_ZETA,
         seed: int = 0,
     ) -> None:
+        check_seed(seed)
         super().__init__(centres, bandwidths, math.prod(image_shape), zeta=zeta)
         del self.weight
-        self.image_shape, self.channels = image_shape, tuple(channels)
+        self.image_shape, self.channels = image_shape, layers_of(channels, "channels", least=1)
         shapes = pyramid(image_shape, self.channels[::-1])[::-1]
         self._places = [doubling(shape) for shape in shapes[1:]]
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(int(seed))
         self.coarse = nn.Parameter(centres.new_ones(len(centres), *shapes[0]))
         self.filters = nn.ParameterList(
             # four weights of each map meet in a pixel: of mean one together

@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from oddity._version import __version__
+from oddity.models.checks import check_whole, layers_of
 from oddity.models.layers import Output
 from oddity.models.storage import read_folder, rebuilt, write_folder
 from oddity.models.training import (
@@ -24,7 +24,6 @@ from oddity.models.training import (
     _as_numbers,
     _as_rows,
     _check_data,
-    _check_layers,
     _check_output,
     _Descent,
     _launch,
@@ -52,6 +51,11 @@ class Ensemble(nn.ModuleList):
         Of a model whose decoder's mean each member is.
     members : iterable of Module
         At least one.
+
+    References
+    ----------
+    Lakshminarayanan, Pritzel, Blundell, "Simple and scalable predictive uncertainty estimation using deep ensembles",
+    NeurIPS 2017.
 
     Examples
     --------
@@ -147,8 +151,7 @@ def fit_ensemble(
     rows = _as_rows(_as_numbers(X, precision), images=isinstance(model, VAE) and model.image_shape is not None)
     schedule = _Schedule(epochs, batch_size, lr, weight_decay, seed)
     schedule.check()
-    if not isinstance(n_members, Integral) or n_members < 1:
-        raise ValueError(f"n_members={n_members!r}: it must be a whole number, and at least 1")
+    check_whole(n_members=n_members)
     if isinstance(model, VAE):
         _check_data(model, rows, precision)
         plan = replace(Architecture.of(model), scale="constant", scale_hidden=(), n_centres=0, min_std=DEFAULT_MIN_STD)
@@ -156,10 +159,9 @@ def fit_ensemble(
         model = _as_codes(model, rows, precision)
         plan = Architecture(rows.shape[1], model.shape[1], output=_pick_output(rows))
     if hidden is not None:
-        plan = replace(plan, hidden=tuple(hidden))
+        plan = replace(plan, hidden=layers_of(hidden, least=1))
     if output != "auto":
         plan = replace(plan, output=output)
-    _check_layers(plan.hidden, least=1)
     _check_output(plan.output)
     run = _Run(_launch(accelerator, devices, strategy, precision, len(rows)), rows, progress)
     run = replace(run, rows=torch.cat([rows, *_posterior(run, model)], 1))
@@ -220,6 +222,15 @@ def load_ensemble(path: str | os.PathLike[str]) -> Ensemble:
         When the folder or one of its files is missing.
     ValueError
         When a file is damaged, of another format version, or the weights don't fit the description.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> plan = Architecture(data_dim=6, latent_dim=2, hidden=(8, 4))
+    >>> ensemble = Ensemble(plan, [plan.build(seed).decoder.mean_net for seed in range(3)])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     len(load_ensemble(save_ensemble(folder + "/toy", ensemble)))
+    3
     """
     about, tensors = read_folder(Path(path), ENSEMBLE_FILE, remedy="save the ensemble again")
 

@@ -17,6 +17,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
+from oddity.models.checks import check_positive, check_seed, check_whole
 from oddity.numerics.expansion import ClosedForm, Expansion, PulledValue, along, gram, scaled
 
 #: The precision infinitely far from the data: a largest standard deviation of 10, an order of magnitude
@@ -134,8 +135,7 @@ def bandwidths(z: Tensor, centres: Tensor, labels: Tensor, a: float) -> Tensor:
     >>> bandwidths(z, torch.tensor([[-2.0], [2.0]]), torch.tensor([0, 0, 1, 1]), a=2.0)
     tensor([0.1250, 0.1250])
     """
-    if a <= 0:
-        raise ValueError(f"a={a:g}: the reach of a bump must be positive; the paper takes 1 or 2")
+    check_positive(a=a)
     wide = z.detach().double()
     distance = (wide - centres.detach().double()[labels]).norm(dim=-1)  # (n,)
     count = torch.bincount(labels, minlength=len(centres))  # (K,)
@@ -156,12 +156,12 @@ def k_means(z: Tensor, n_centres: int, *, seed: int = 0) -> tuple[Tensor, Tensor
     Raises
     ------
     ValueError
-        When the codes are not a finite (n, d) tensor with n >= 1, or ``n_centres`` < 1.
+        When the codes are not a finite (n, d) tensor with n >= 1, ``n_centres`` < 1, or the seed is none.
     """
     if z.ndim != 2 or len(z) < 1 or not bool(torch.isfinite(z).all()):
         raise ValueError(f"codes of shape {tuple(z.shape)}: pass finite codes of shape (n, d) with n >= 1")
-    if n_centres < 1:
-        raise ValueError(f"n_centres={n_centres}: at least one centre is needed")
+    check_whole(n_centres=n_centres)
+    check_seed(seed)
     rows = z.detach().double().cpu().numpy()
     n_centres = min(n_centres, len(np.unique(rows, axis=0)))
     found = KMeans(n_centres, n_init=4, random_state=seed).fit(rows)
@@ -311,6 +311,17 @@ class RBFPrecision(nn.Module):
         """Estimate the wall of a typical centre, from the median bandwidth and the mean std at the centres.
 
         A one-centre picture (:func:`predict_wall`): with overlapping bumps the true wall lies further out.
+
+        Raises
+        ------
+        ValueError
+            When the precision at the centres is too close to zeta for a wall.
+
+        Examples
+        --------
+        >>> rbf = RBFPrecision(torch.zeros(1, 2), torch.tensor([2.0]), out_features=784, zeta=1e-2)
+        >>> round(rbf.wall().radius, 2), round(rbf.wall().crossing_cost)
+        (1.4, 252)
         """
         zeta = float(self.zeta.mean())
         sigma = float(self.std(self.centres).detach().mean())
@@ -543,6 +554,9 @@ def _check_constants(centres: Tensor, bandwidths: Tensor, out_features: int) -> 
             "pass (K, d) and (K,) with K >= 1"
         )
     if not bool(((bandwidths > 0) & bandwidths.isfinite()).all()) or not bool(centres.isfinite().all()):
-        raise ValueError("bandwidths must be positive and finite, and centres finite")
-    if out_features < 1:
-        raise ValueError(f"out_features={out_features}: at least one output is needed")
+        k = int((~(bandwidths > 0) | ~bandwidths.isfinite() | ~centres.isfinite().all(1)).nonzero()[0])
+        raise ValueError(
+            f"bump {k} has bandwidth {bandwidths[k].item():g} and centre {centres[k].tolist()}: bandwidths must be "
+            "positive and finite, and centres finite"
+        )
+    check_whole(out_features=out_features)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -38,6 +39,12 @@ class SavedModel:
         Their labels (n,), integers.
     info : dict
         What the writer added: data set, image shape.
+
+    Examples
+    --------
+    >>> saved = SavedModel(Architecture(data_dim=6, latent_dim=2).build(), info={"dataset": "toy"})
+    >>> saved.info["dataset"], saved.codes is None
+    ('toy', True)
     """
 
     vae: VAE
@@ -68,7 +75,8 @@ def save_model(
     codes, labels : Tensor, optional
         Codes (n, d) and integer labels (n,).
     info : mapping, optional
-        Anything that JSON can say; tuples come back as lists.
+        Anything that JSON can say; tuples come back as lists. The command reads ``training``, a mapping,
+        ``class_names``, from labels to names, and ``image_shape``, two or three sizes.
 
     Returns
     -------
@@ -91,12 +99,14 @@ def save_model(
     ...     load_model(path).info
     {'dataset': 'toy'}
     """
-    plan = Architecture.of(vae)
+    plan, info = Architecture.of(vae), dict(info or {})
+    if fault := _fault(info, vae.data_dim):
+        raise ValueError(f"{fault}: give what the command reads in its own form, or under another name")
     tensors = {"weights": dict(vae.state_dict())}
     extra = _codes(vae, codes, labels)
     if extra:
         tensors["codes"] = extra
-    about = {"oddity": __version__, "architecture": asdict(plan), "info": dict(info or {})}
+    about = {"oddity": __version__, "architecture": asdict(plan), "info": info}
     write_folder(Path(path), MODEL_FILE, about, tensors)
     return Path(path)
 
@@ -119,13 +129,22 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
         When the folder or one of its files is missing.
     ValueError
         When a file is damaged, of another format version, or the weights don't fit the description.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> vae = Architecture(data_dim=6, latent_dim=2).build()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     saved = load_model(save_model(folder + "/toy", vae))
+    >>> bool((saved.vae.decoder.mean_net[0].weight == vae.decoder.mean_net[0].weight).all())
+    True
     """
     folder = Path(path)
     about, tensors = read_folder(folder, MODEL_FILE, remedy="save the model again")
     vae = rebuilt(folder, about, tensors.get("weights", {}), Architecture.build)
     codes, info = tensors.get("codes", {}), about.get("info", {})
-    if not isinstance(info, dict):
-        raise ValueError(f"{str(folder / MODEL_FILE)!r} is damaged (its info is no object): save the model again")
+    if fault := _fault(info, vae.data_dim):
+        raise ValueError(f"{str(folder / MODEL_FILE)!r} is damaged ({fault}): save the model again")
     return SavedModel(vae, codes.get("codes"), codes.get("labels"), info)
 
 
@@ -166,8 +185,10 @@ def locate(folder: Path) -> Path | None:
 def read_folder(folder: Path, name: str, remedy: str) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     """Read what :func:`write_folder` wrote; raise FileNotFoundError or ValueError, each with the remedy."""
     found = locate(folder)
-    if found is None or not found.is_dir():
+    if found is None:
         raise FileNotFoundError(f"there is no folder {str(folder)!r}: check the path, or {remedy}")
+    if not found.is_dir():
+        raise NotADirectoryError(f"{str(folder)!r} is a file: name the folder that holds {name}")
     folder = found
     about = _read_json(folder / name, remedy)
     if about.get("format") != FORMAT:
@@ -178,6 +199,9 @@ def read_folder(folder: Path, name: str, remedy: str) -> tuple[dict[str, Any], d
     files = about.get("files")
     if not isinstance(files, dict):
         raise ValueError(f"{str(folder / name)!r} lists no files: {remedy}")
+    for group in files:
+        if not group.isidentifier():  # no path that leads elsewhere
+            raise ValueError(f"{str(folder / name)!r} is damaged (it lists a file {group!r}): {remedy}")
     read = {group: _read_tensors(folder / f"{group}.safetensors", sha, remedy) for group, sha in files.items()}
     return about, read
 
@@ -226,6 +250,24 @@ def _codes(vae: VAE, codes: Tensor | None, labels: Tensor | None) -> dict[str, T
             )
         found["labels"] = labels
     return found
+
+
+def _fault(info: Any, data_dim: int) -> str:
+    """Say what is wrong with the parts of ``info`` that the command reads; nothing where all is well."""
+    if not isinstance(info, dict):
+        return "its info is no object"
+    for name in ("training", "class_names"):
+        if not isinstance(info.get(name, {}), Mapping):
+            return f"{name} in its info is {info[name]!r}, no mapping"
+    shape = info.get("image_shape")
+    if shape and not (_are_sizes(shape) and math.prod(shape) == data_dim):
+        return f"image_shape in its info is {shape!r}, not that of {data_dim} pixels"
+    wrong = [label for label in info.get("class_names", {}) if not str(label).lstrip("-").isdecimal()]
+    return f"class_names in its info name {wrong[0]!r}, no label" if wrong else ""
+
+
+def _are_sizes(shape: Any) -> bool:
+    return isinstance(shape, list | tuple) and len(shape) in (2, 3) and all(type(n) is int and n > 0 for n in shape)
 
 
 def _fill(folder: Path, name: str, about: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:

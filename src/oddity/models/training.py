@@ -11,12 +11,12 @@ import hashlib
 import logging
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from oddity.models.checks import check_not_negative, check_positive, check_seed, check_whole, layers_of
 from oddity.models.conv_rbf import ConvRBFPrecision
 from oddity.models.layers import ImageShape, Output
 from oddity.models.rbf import DEFAULT_ZETA, RBFPrecision, WeightLikelihood, placed
@@ -42,7 +43,13 @@ from oddity.models.vae import (
 Progress = Callable[[str, int, int, float], None]
 
 _CHECKPOINT = "checkpoint.json"
+_AFRESH = "start afresh without resuming (at the command line, --force in place of --resume)"
 _MEAN, _DRAWS, _SIGMA, _MEMBER = 1, 3, 4, 5  # stages, as they enter the seeds
+_FLAT_SHARE = 1e-6  # of the variance, that the mean of a network spans before any training
+_FLAT = (
+    "the decoder's mean is the same at every code: the first stage has learned nothing of the data, and distances in "
+    "this latent space mean nothing; use a smaller lr, a smaller constant_std or more epochs"
+)
 _BLOCK = 1 << 22  # numbers in one block of residuals: 16 MB in float32
 _SCALE_MAPS = 16  # maps of each of the precision's transposed convolutions
 
@@ -120,7 +127,7 @@ def fit_vae(
     n_draws : int
         Posterior draws per row in stage 3.
     seed : int
-        Decides everything random; the global random state is neither read nor changed.
+        From 0 to 2**32 - 1; decides everything random. The global random state is neither read nor changed.
     checkpoint : path-like, optional
         Folder for checkpoints, written whole or not at all every ``checkpoint_every`` epochs and at the end of
         a stage.
@@ -146,6 +153,11 @@ def fit_vae(
     RuntimeError
         When training diverges; the last checkpoint is intact.
 
+    Warns
+    -----
+    RuntimeWarning
+        When the mean is the same at every code after the first stage: nothing was learned.
+
     References
     ----------
     Arvanitidis et al. 2018, section 4; hidden layers, activations, weight decay, K and a are the paper's.
@@ -164,9 +176,9 @@ def fit_vae(
     rows = _as_rows(numbers, images=image_shape is not None)
     settings = _Settings(
         latent_dim=latent_dim,
-        hidden=tuple(hidden),
+        hidden=layers_of(hidden, least=1),
         image_shape=image_shape,
-        channels=tuple(channels) if image_shape else (),
+        channels=layers_of(channels, "channels", least=1) if image_shape else (),
         output=_pick_output(rows) if output == "auto" else output,
         epochs=epochs,
         variance_epochs=variance_epochs,
@@ -183,6 +195,7 @@ def fit_vae(
         precision=str(precision),
     )
     settings.check()
+    settings = settings.plain()
     settings.suit(rows)
     if resume and checkpoint is None:
         raise ValueError("resume=True needs checkpoint=, the folder of the run to continue")
@@ -192,6 +205,8 @@ def fit_vae(
     vae = _start(run, settings, state)
     if state is None or state.stage == "mean":
         _fit_mean(run, settings, keeper, vae, state)
+        if _is_flat(run, vae) and run.fabric.is_global_zero:
+            warnings.warn(_FLAT, RuntimeWarning, stacklevel=2)
         _place_centres(run, settings, vae)
     _fit_precision(run, settings, keeper, vae, state)
     return _finished(vae, X)
@@ -256,10 +271,8 @@ def fit_sigma_network(
     _check_data(vae, rows, precision)
     schedule = _Schedule(epochs, batch_size, lr, weight_decay, seed)
     schedule.check()
-    layers = tuple(vae.encoder.hidden[::-1] if hidden is None else hidden)
-    _check_layers(layers)
-    if not 0 < min_std < math.inf:
-        raise ValueError(f"min_std={min_std}: it must be positive and finite")
+    layers = layers_of(vae.encoder.hidden[::-1] if hidden is None else hidden)
+    check_positive(min_std=min_std)
     run = _Run(_launch(accelerator, devices, strategy, precision, len(rows)), rows, progress)
     plan = Architecture(vae.data_dim, vae.latent_dim, scale="network", scale_hidden=layers, min_std=min_std)
     scale = plan.build(seed).decoder.scale
@@ -283,21 +296,10 @@ class _Schedule:
     seed: int
 
     def check(self) -> None:
-        self._at_least_one("epochs", "batch_size")
-        self._positive("lr")
-        if self.weight_decay < 0 or self.seed < 0:
-            raise ValueError(f"weight_decay={self.weight_decay}, seed={self.seed}: neither may be negative")
-
-    def _at_least_one(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or value < 1:
-                raise ValueError(f"{name}={value!r}: it must be a whole number, and at least 1")
-
-    def _positive(self, *names: str) -> None:
-        for name in names:
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be positive and finite")
+        check_whole(epochs=self.epochs, batch_size=self.batch_size)
+        check_positive(lr=self.lr)
+        check_not_negative(weight_decay=self.weight_decay)
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -336,11 +338,16 @@ class _Settings(_Schedule):
 
     def check(self) -> None:
         super().check()
-        self._at_least_one("latent_dim", "variance_epochs", "n_centres", "n_draws")
-        self._positive("a", "zeta", "min_std", *(() if self.constant_std is None else ("constant_std",)))
-        _check_layers(self.hidden, least=1)
-        _check_layers(self.channels, "channels", least=1 if self.image_shape else 0)
+        check_whole(latent_dim=self.latent_dim, variance_epochs=self.variance_epochs)
+        check_whole(n_centres=self.n_centres, n_draws=self.n_draws)
+        check_positive(a=self.a, zeta=self.zeta, min_std=self.min_std)
+        if self.constant_std is not None:
+            check_positive(constant_std=self.constant_std)
         _check_output(self.output)
+
+    def plain(self) -> Self:
+        """Turn NumPy's numbers into Python's, which JSON can say."""
+        return dataclasses.replace(self, **{k: v.item() for k, v in vars(self).items() if isinstance(v, np.generic)})
 
     def suit(self, rows: Tensor) -> None:
         """Check the settings against the data."""
@@ -394,8 +401,7 @@ class _Keeper:
     """Writes and reads the checkpoints of one run; does nothing when there is no folder."""
 
     def __init__(self, run: _Run, settings: _Settings, folder: str | os.PathLike[str] | None, every: int) -> None:
-        if every < 1:
-            raise ValueError(f"checkpoint_every={every}: it must be at least 1")
+        check_whole(checkpoint_every=every)
         self._fabric, self._every = run.fabric, every
         self._folder = None if folder is None else Path(folder)
         self._run: dict[str, Any] = {}
@@ -423,7 +429,7 @@ class _Keeper:
         assert self._folder is not None
         if locate(self._folder) is None:
             return None
-        about, tensors = read_folder(self._folder, _CHECKPOINT, remedy="start again with resume=False")
+        about, tensors = read_folder(self._folder, _CHECKPOINT, remedy=_AFRESH)
         self._compare(about)
         return _State(about["stage"], about["epoch"], tensors["model"], tensors["adam"], about["scaler"])
 
@@ -433,12 +439,12 @@ class _Keeper:
             if theirs.get(name) != value:
                 raise ValueError(
                     f"the checkpoint was made with {name}={theirs.get(name)}, this run has {name}={value}: "
-                    "use the same, or start again with resume=False"
+                    f"use the same, or {_AFRESH}"
                 )
         if about["data"] != self._run["data"]:
             raise ValueError(
-                f"the checkpoint was made with other data (shape {about['shape']}, this X {self._run['shape']}): "
-                "use the same X, or start again with resume=False"
+                f"the checkpoint was made with other data (of shape {about['shape']}; here {self._run['shape']}): "
+                f"use the same, or {_AFRESH}"
             )
 
 
@@ -534,6 +540,31 @@ def _fit_mean(run: _Run, settings: _Settings, keeper: _Keeper, vae: VAE, state: 
 
 
 @torch.no_grad()
+def _is_flat(run: _Run, vae: VAE) -> bool:
+    """Whether the mean is the same at all codes, although the data vary: the share of their variance that it spans."""
+    first, means, data = run.fabric.to_device(run.rows[:1]), _Spread(), _Spread()
+    for x in run.blocks(run.rows):
+        means.add(vae(x) - vae(first))
+        data.add(x - first)
+    return data.total() > 0 and means.total() < _FLAT_SHARE * data.total()
+
+
+class _Spread:
+    """The sum of squares of rows about their mean, block after block."""
+
+    def __init__(self) -> None:
+        self.count, self.sum, self.squares = 0, torch.zeros(()), 0.0
+
+    def add(self, rows: Tensor) -> None:
+        self.count += len(rows)
+        self.sum = self.sum.to(rows.device) + rows.sum(0, dtype=torch.float64)
+        self.squares += float(rows.double().square().sum())
+
+    def total(self) -> float:
+        return self.squares - float(self.sum.square().sum()) / self.count
+
+
+@torch.no_grad()
 def _place_centres(run: _Run, settings: _Settings, vae: VAE) -> None:
     """Stage 2: k-means on the encoder's means; the RBF network takes the constant scale's place."""
     codes = torch.cat([vae.encoder(x)[0] for x in run.blocks(run.rows)])  # (n, d)
@@ -579,6 +610,8 @@ def _launch(accelerator: str, devices: int, strategy: str, precision: Any, n_row
     """Start the engine: for several devices it runs the calling script again, once for each."""
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    if accelerator == "cpu" and str(precision) in ("16", "16-mixed"):
+        raise ValueError(f"precision={precision!r} needs a GPU: on the CPU choose 'bf16-mixed' or '32-true'")
     with _quiet():
         fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=precision)
         fabric.launch()
@@ -613,8 +646,15 @@ def _seed(*position: int) -> int:
 def _as_numbers(X: Tensor | npt.ArrayLike, precision: Any, name: str = "X") -> Tensor:
     """Return X as a CPU tensor of floats, or say what is wrong with it."""
     double = str(precision) in ("64", "64-true")
+    if (X.layout != torch.strided) if isinstance(X, Tensor) else hasattr(X, "toarray"):
+        dense = "to_dense" if isinstance(X, Tensor) else "toarray"
+        raise ValueError(f"{name} is sparse: pass {name}.{dense}()")
     if isinstance(X, Tensor):
         X = X.detach().cpu().numpy()
+    if isinstance(X, np.ma.MaskedArray) and (masked := int(np.sum(X.mask))):
+        raise ValueError(
+            f"{name} has {masked} masked values, which a model would take for data: fill them first, {name}.filled(...)"
+        )
     if np.iscomplexobj(X):
         raise ValueError(f"{name} is complex: pass real numbers")
     try:
@@ -687,14 +727,6 @@ def _pick_output(rows: Tensor) -> Output:
     if low >= 0 and high <= 1:
         return "sigmoid"
     return "tanh" if low >= -1 and high <= 1 else "identity"
-
-
-def _check_layers(sizes: tuple[int, ...], name: str = "hidden", least: int = 0) -> None:
-    if len(sizes) < least:
-        what = "convolution, each of at least one map" if name == "channels" else "layer, each of at least one unit"
-        raise ValueError(f"{name}={sizes}: name at least one {what}")
-    if any(not isinstance(units, Integral) or units < 1 for units in sizes):
-        raise ValueError(f"{name}={sizes}: name whole numbers, at least one unit in each layer")
 
 
 def _in_json(settings: dict[str, Any]) -> dict[str, Any]:

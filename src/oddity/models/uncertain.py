@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oddity.models.checks import check_positive, check_seed, check_whole
 from oddity.models.rbf import DEFAULT_ZETA, RBFPrecision, WeightLikelihood
 from oddity.models.vae import DEFAULT_MIN_STD
 from oddity.numerics.autodiff import Differential
@@ -34,6 +35,15 @@ class UncertainDecoder:
         directions of the codes; and infinitely far away.
     explained : float
         Share of the data's variance that the mean explains: 1 is all, below 0 worse than a constant.
+
+    Examples
+    --------
+    >>> z = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    >>> decoder = torch.nn.Linear(2, 5).eval().requires_grad_(False)
+    >>> uncertain = add_uncertainty(decoder, z, decoder(z), n_centres=8)
+    >>> mean, std = uncertain(z)
+    >>> bool((mean == decoder(z)).all()), std.shape, uncertain.explained
+    (True, torch.Size([200, 5]), 1.0)
     """
 
     def __init__(
@@ -143,8 +153,9 @@ def add_uncertainty(
     scale = float(rows.max() - rows.min()) or 1.0
     zeta = DEFAULT_ZETA / scale**2 if zeta is None else zeta
     min_std = DEFAULT_MIN_STD * scale if min_std is None else min_std
-    if epochs < 1:
-        raise ValueError(f"epochs={epochs}: at least one update is needed")
+    check_whole(epochs=epochs)
+    check_positive(min_std=min_std)
+    check_seed(seed)
     with torch.no_grad():
         rbf = RBFPrecision.from_codes(z, f.outputs, n_centres=n_centres, a=a, zeta=zeta, seed=seed).to(z)
         left = _fit(rbf, f, z, rows, min_std, epochs)

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from oddity.models.checks import check_seed, check_whole
 from oddity.models.conv_rbf import ConvRBFPrecision
 from oddity.models.layers import MLP, ConvDecoder, ConvEncoder, Encoder, ImageShape, Output
 from oddity.models.rbf import RBFPrecision
@@ -80,6 +81,10 @@ class SigmaNetwork(nn.Module):
     min_std : float
         The floor: the observation noise.
 
+    References
+    ----------
+    The baseline of Arvanitidis et al. 2018, appendix C.
+
     Examples
     --------
     >>> scale = SigmaNetwork(2, (32, 64), 3)
@@ -113,6 +118,10 @@ class GaussianDecoder(nn.Module):
     scale : Module
         Maps codes (*, d) to **standard deviations** (*, D): :class:`ConstantScale`, :class:`RBFPrecision` or
         :class:`SigmaNetwork`, or your own.
+
+    References
+    ----------
+    Kingma, Welling, "Auto-Encoding Variational Bayes", ICLR 2014, appendix C.2.
 
     Examples
     --------
@@ -166,6 +175,15 @@ class VAE(nn.Module):
     decoder : GaussianDecoder
         Or any module with ``mean(z)`` and ``std(z)``.
 
+    Raises
+    ------
+    ValueError
+        From every method, when data have another size, dtype or device than the model, or are not finite.
+
+    References
+    ----------
+    Kingma, Welling, "Auto-Encoding Variational Bayes", ICLR 2014.
+
     Examples
     --------
     >>> vae = Architecture(data_dim=6, latent_dim=2, hidden=(8, 4)).build()
@@ -194,7 +212,14 @@ class VAE(nn.Module):
         return getattr(self.encoder, "image_shape", None)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return the posterior mean, the same at every call: (*, D) -> (*, d)."""
+        """Return the posterior mean, the same at every call: (*, D) -> (*, d).
+
+        Examples
+        --------
+        >>> vae = Architecture(data_dim=6, latent_dim=2).build()
+        >>> vae.encode(torch.zeros(5, 6)).shape
+        torch.Size([5, 2])
+        """
         return self.posterior(x)[0]
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,15 +229,42 @@ class VAE(nn.Module):
         ------
         ValueError
             When ``x`` has another last dimension, dtype or device than the model, or is not finite.
+
+        Examples
+        --------
+        >>> vae = Architecture(data_dim=6, latent_dim=2).build()
+        >>> mean, std = vae.posterior(torch.zeros(5, 6))
+        >>> mean.shape, bool((std > 0).all())
+        (torch.Size([5, 2]), True)
         """
         return self.encoder(self._admitted(x))  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the reconstruction, the decoder's mean at the posterior mean: (*, D) -> (*, D)."""
+        """Return the reconstruction, the decoder's mean at the posterior mean: (*, D) -> (*, D).
+
+        Examples
+        --------
+        >>> vae = Architecture(data_dim=6, latent_dim=2).build()
+        >>> vae(torch.zeros(5, 6)).shape
+        torch.Size([5, 6])
+        """
         return self.decoder.mean(self.encode(x))
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n data points from the model, noise included: (n, D)."""
+        """Draw n data points from the model, noise included: (n, D).
+
+        Raises
+        ------
+        ValueError
+            When n is not a whole number from 0.
+
+        Examples
+        --------
+        >>> vae = Architecture(data_dim=6, latent_dim=2).build()
+        >>> vae.sample(5, generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([5, 6])
+        """
+        check_whole(0, n=n)
         like = next(self.parameters())
         z = normal((n, self.latent_dim), like, generator)
         mean, std = self.decoder(z)
@@ -234,6 +286,12 @@ class VAE(nn.Module):
         ------
         ValueError
             As :meth:`posterior`.
+
+        Examples
+        --------
+        >>> vae = Architecture(data_dim=6, latent_dim=2).build()
+        >>> vae.elbo(torch.zeros(5, 6), torch.Generator().manual_seed(0)).shape
+        torch.Size([5])
         """
         x = self._admitted(x)
         noise = normal((*x.shape[:-1], self.latent_dim), x, generator)
@@ -260,10 +318,19 @@ class VAE(nn.Module):
         ------
         ValueError
             As :meth:`posterior`, or when ``n_samples`` < 1.
+
+        Examples
+        --------
+        It is never below the bound, up to the noise of both:
+
+        >>> vae, rng = Architecture(data_dim=6, latent_dim=2).build(), torch.Generator().manual_seed(0)
+        >>> x = torch.zeros(1, 6)
+        >>> bound = torch.stack([vae.elbo(x, rng) for _ in range(100)]).mean()
+        >>> bool(vae.log_likelihood(x, generator=rng) > bound.detach())
+        True
         """
         x = self._admitted(x)
-        if n_samples < 1:
-            raise ValueError(f"n_samples={n_samples}: at least one draw is needed")
+        check_whole(n_samples=n_samples)
         rows = x.reshape(-1, self.data_dim).double()
         total = rows.new_full((len(rows),), -math.inf)
         draws = normal((n_samples, self.latent_dim), x, generator)
@@ -344,8 +411,9 @@ class Architecture:
 
     def build(self, seed: int = 0) -> VAE:
         """Return a model with random weights; the global random state is left alone."""
+        check_seed(seed, 1 << 63)  # as many as the members of an ensemble have
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(int(seed))
             return VAE(self._build_encoder(), GaussianDecoder(self._build_mean(), self._build_scale()))
 
     def _build_encoder(self) -> Encoder | ConvEncoder:

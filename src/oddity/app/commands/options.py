@@ -23,7 +23,7 @@ Data = Annotated[
 ]
 Model = Annotated[Path, Argument(help="The folder of a trained model.")]
 Classes = Annotated[str | None, Option(metavar="LIST", help="Keep the rows of these classes only, such as 0,1,2.")]
-Seed = Annotated[int, Option(min=0, help="Seed of all that is random: the same, the same result.")]
+Seed = Annotated[int, Option(min=0, max=2**32 - 1, help="Seed of all that is random: the same, the same result.")]
 PLACE = "An index of a code in the model, or latent coordinates such as 0.3,-1.2."
 Start = Annotated[str, Option("--from", metavar="PLACE", help=PLACE)]
 Goal = Annotated[str, Option("--to", metavar="PLACE", help=PLACE)]

@@ -9,7 +9,7 @@ import typer
 from typer import Option
 
 from oddity.app.commands.options import Classes, Data, Model, Seed, listed
-from oddity.app.terminal import Interrupted, first_process, note, show, training_bars
+from oddity.app.terminal import Interrupted, first_process, note, show, training_bars, warnings_as_notes
 
 if TYPE_CHECKING:
     from oddity.models.vae import VAE
@@ -87,6 +87,8 @@ def train(
     checkpoint = out.with_name(out.name + ".checkpoint")
     _check_target(out, checkpoint, resume, force)
     rows = open_dataset(data, listed(classes))
+    if len(rows.X) < 2:
+        raise ValueError(f"{rows.name} gives one row: a model needs at least two")
     if image_shape is not None:
         rows = rows.as_images(_integers("--image-shape", image_shape))
     if architecture is Layers.conv:
@@ -111,7 +113,7 @@ def train(
     engine: dict[str, Any] = {"accelerator": accelerator.value, "devices": devices, "strategy": strategy}
     keeping: dict[str, Any] = {"checkpoint": checkpoint, "checkpoint_every": checkpoint_every, "resume": resume}
     try:
-        with training_bars() as progress:
+        with warnings_as_notes(), training_bars() as progress:
             vae = fit_vae(X, **settings, **engine, **keeping, progress=progress)
     except KeyboardInterrupt:
         kept = f"go on from {checkpoint} with --resume" if checkpoint.exists() else "no checkpoint was due yet"

@@ -218,6 +218,15 @@ def test_too_few_different_codes(estimator: type, M: Manifold, few_waypoints: No
         assert np.isfinite(clusters.transform(z)).all()
 
 
+@pytest.mark.parametrize("estimator", [GeodesicKMeans, GeodesicKMedoids])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_codes_that_are_their_centre(estimator: type, dtype: torch.dtype, few_waypoints: None) -> None:
+    z = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=dtype).repeat(10, 1)
+    found = estimator(cases(dtype)["expected metric"][0], 3, n_init=1, random_state=0).fit(z)
+    assert found.error_ == found.inertia_ == 0
+    assert len(np.unique(found.labels_.reshape(10, 3), axis=0)) == 1
+
+
 def test_as_many_clusters_as_codes() -> None:
     for estimator in (GeodesicKMeans, GeodesicKMedoids):
         clusters = estimator(Sphere(2), 6, random_state=0).fit(clumps(2))

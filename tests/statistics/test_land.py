@@ -368,6 +368,27 @@ def test_a_component_that_has_no_points_is_told() -> None:
     assert model.sample(5, 0)[1].tolist() == [0] * 5
 
 
+def test_a_component_whose_geodesics_fold_at_once_has_no_density(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As outside of a decoder's support, where the metric is all but singular: its moments were NaN."""
+    fan = land._Land._fan
+
+    def folded(self: land._Land, mean: Tensor, *rest: object, **settings: object) -> land._Fan:
+        found = fan(self, mean, *rest, **settings)
+        return found._replace(spread=0 * found.spread) if mean[0] > 3 else found
+
+    monkeypatch.setattr(land._Land, "_fan", folded)
+    X = torch.cat([0.1 * normal(30), torch.tensor([[4.0, 0.0]]).double()])
+    settings = {"reg_covar": 1e-3, "n_samples": 32, "random_state": 0}
+    with pytest.warns(ConvergenceWarning, match=r"component 1 has no points: at \[4\.0, 0\.0\] geodesics fold at once"):
+        model = LAND(Euclidean(2), 2, means_init=X[[0, -1]], **settings).fit(X)
+    assert model.weights_.tolist() == [1, 0]
+    assert model.normalizers_[1] == math.inf
+    assert np.isfinite(model.score_samples(X)).all()
+    assert model.sample(5, 0)[1].tolist() == [0] * 5
+    with pytest.raises(ValueError, match=r"no component can be measured: .* leave out points far from the others"):
+        LAND(Euclidean(2), means_init=X[[-1]], **settings).fit(X)
+
+
 def test_geodesics_that_fail_are_counted_and_have_no_weight() -> None:
     """The metric ends beside the first two of the points."""
     M, X = Conformal(lambda z: torch.where(z[..., 0] > 1.5, torch.nan, 1 + 0.1 * z[..., 1] ** 2)), 0.3 * normal(30)

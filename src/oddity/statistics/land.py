@@ -57,6 +57,10 @@ _HALVINGS = 8  # of a step that would lose likelihood
 _ROOM = 1.5  # how much more mass a ray may have than any of the fan
 _DRAWS = 100  # rounds of rejection
 _TINY = 1e-300
+_FOLDED = (
+    "at {} geodesics fold at once, as they do where the metric is all but singular; leave out points far from the "
+    "others, begin elsewhere with means_init, or add a ridge to M"
+)
 
 
 class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
@@ -130,7 +134,8 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
     ------
     ValueError
         On fitting, if the points are unusable (not finite, fewer than components, all equal, outside the chart), a
-        setting is out of its range, or a covariance degenerates although ``reg_covar`` is zero.
+        setting is out of its range, a covariance degenerates although ``reg_covar`` is zero, or geodesics from every
+        first mean fold at once, as far outside of the support of the data.
 
     Warns
     -----
@@ -138,7 +143,8 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
         Counting the geodesics to points that did not converge, which get no weight; the points that no component
         reaches, which do not count; and the rays that did not converge, with their share of the normal law.
     ConvergenceWarning
-        If ``max_iter`` did not suffice, or a component has lost its points.
+        If ``max_iter`` did not suffice, or a component has lost its points. One whose geodesics fold at once has no
+        density and gets none: its normaliser is infinite and its weight zero.
 
     Notes
     -----
@@ -265,6 +271,8 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
         for k, size in enumerate((state.shares().sum(0)).tolist()):
             if size < 1:
                 message = f"component {k} has lost its points; fit fewer components, or begin elsewhere"
+                if state.parts[k].fan.is_empty:
+                    message = f"component {k} has no points: {_FOLDED.format(state.parts[k].mean.tolist())}"
                 warnings.warn(message, ConvergenceWarning, stacklevel=3)
         _warn_of_rays(state.parts)
         state.sight.warn("they have no weight", state.evidence)
@@ -387,6 +395,11 @@ class _Fan(NamedTuple):
     spread: Tensor  # (S, T)   volume over flat volume; zero where no shortest geodesic comes
     failed: Tensor  # (S,) bool
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether every ray has a conjugate point before its first radius, so that there is nothing to measure."""
+        return not bool((self.weight * self.spread).any())
+
     def masses(self, law: _Law) -> tuple[Tensor, Tensor]:
         """Mass of the law at each vector, in flat space and as spread: ``(S, T)`` twice."""
         flat, spread = (-0.5 * u.square().sum(-1) for u in (law.whiten_flat(self.x.v), law.whiten(self.x)))
@@ -399,6 +412,8 @@ class _Fan(NamedTuple):
 
     def relative_error(self, law: _Law, sets: int = _SCRAMBLES) -> float:
         """Standard error of the mean spread as a share of it, from its scatter over sets of rays."""
+        if self.is_empty:
+            return math.nan
         flat, spread = (x.reshape(sets, -1).sum(1) for x in self.masses(law))
         ratios = spread / flat.clamp(min=_TINY)
         return float(ratios.std() / ratios.mean().clamp(min=_TINY)) / math.sqrt(sets)
@@ -444,7 +459,9 @@ class _Part(NamedTuple):
         return _Law(torch.zeros_like(self.root[0]), self.root)
 
     def log_normalizer(self, law: _Law) -> float:
-        """Log C of a law."""
+        """Log C of a law; infinite where there is nothing to measure it by, so that the component has no density."""
+        if self.fan.is_empty:
+            return math.inf
         return self.log_volume + law.log_flat() + self.fan.log_ratio(law)
 
     def widest(self) -> float:
@@ -467,6 +484,7 @@ class _Part(NamedTuple):
         data = _second(p, ahead.whiten(x)) + reg * self._ridge(law)
         shrink = _power(second, -0.5, least=_LEAST)
         goal = shrink @ data @ shrink
+        self._admit_finite(goal)
         _admit_variances(torch.linalg.eigvalsh(goal))
         here = self._gain(law, p, x, reg)
         for s in (0.5**halving for halving in range(_HALVINGS)):
@@ -475,6 +493,10 @@ class _Part(NamedTuple):
             if self._gain(ahead, p, x, reg) >= here:
                 return ahead
         return law
+
+    def _admit_finite(self, goal: Tensor) -> None:
+        if not bool(goal.isfinite().all()):
+            raise ValueError(f"the moments of a component are not finite: {_FOLDED.format(self.mean.tolist())}")
 
     def _gain(self, law: _Law, p: Tensor, x: _Vectors, reg: float) -> float:
         """Mean log density of vectors under a law, less what the regularisation takes."""
@@ -720,7 +742,10 @@ class _Land:
             if not bool(path.converged):
                 return None
             columns = self.M.transport(path.points, law.root.mT.to(part.mean))[:, -1].double()
-            parts.append(self.part(path.points[-1], _cholesky(columns.mT @ columns), part))
+            ahead = self.part(path.points[-1], _cholesky(columns.mT @ columns), part)
+            if ahead.fan.is_empty and not part.fan.is_empty:
+                return None
+            parts.append(ahead)
         drift = state.sight.v.new_tensor([part.far(law) for part, law in zip(state.parts, laws, strict=True)])
         sight = state.sight.moved(torch.stack([part.mean for part in parts]), drift)
         return self.complete(parts, log_weights, sight)
@@ -745,6 +770,8 @@ class _Land:
         self._calibrate(sight)
         roots = [self._first_root(sight.v[own[:, k], k], frame) for k, frame in enumerate(frames)]
         parts = [self.part(mean, root) for mean, root in zip(means, roots, strict=True)]
+        if all(part.fan.is_empty for part in parts):
+            raise ValueError(f"no component can be measured: {_FOLDED.format(means[0].tolist())}")
         return self.complete(parts, (own.sum(0) / own.sum()).double().log(), sight)
 
     def _first_root(self, v: Tensor, frame: Tensor) -> Tensor:
@@ -859,7 +886,7 @@ class _Land:
             low[i], high[i] = torch.where(fine, middle[i], low[i]), torch.where(fine, high[i], middle[i] - 1)
             middle = (low + high + 1) // 2
         beyond = (radii > low[:, None]) & (low < last.clamp(max=_STEPS))[:, None]
-        past_cut = float(spread[beyond].sum() / spread.sum())
+        past_cut = float(spread[beyond].sum()) / max(float(spread.sum()), _TINY)
         return part._replace(fan=fan._replace(spread=torch.where(beyond, 0.0, fan.spread)), past_cut=past_cut)
 
     def _is_shortest(self, mean: Tensor, points: Tensor, v: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """Clusters against scikit-learn, brute force and closed forms; what is lost, doubtful or failed is counted."""
 
+import copy
 import itertools
 import math
+import pickle
 import warnings
 from typing import Any
 
@@ -166,6 +168,17 @@ def test_seeds_are_drawn_by_their_squared_distance() -> None:
     # greedy: the better of two draws by squared distance; from 0, code 2 leaves 1 and code 1 leaves 4
     share = count[0, 2] / count[0].sum()
     assert abs(share - (1 - 0.1**2)) < 4 * math.sqrt(0.01 * 0.99 / count[0].sum())
+
+
+@pytest.mark.parametrize("estimator", [GeodesicKMeans, GeodesicKMedoids])
+@pytest.mark.parametrize("M", [Sphere(2), 2.0 * Euclidean(), cases(torch.float64)["expected metric"][0]], ids=str)
+def test_a_copy_predicts_the_same(estimator: type, M: Manifold) -> None:
+    fitted, new = estimator(M, 3, n_init=1, random_state=0).fit(clumps()), clumps(5, seed=7)
+    pickled = pickle.dumps(fitted)
+    assert len(pickled) < 2**21  # without the tables of a roadmap, which are made anew
+    for other in (pickle.loads(pickled), copy.deepcopy(fitted)):
+        np.testing.assert_array_equal(other.predict(new), fitted.predict(new))
+        np.testing.assert_array_equal(other.transform(new), fitted.transform(new))
 
 
 def test_arrays_tensors_and_pipelines() -> None:

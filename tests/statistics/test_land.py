@@ -1,6 +1,8 @@
 """LAND: flat space, quadrature of the density, closed-form normalisers, maximum likelihood, draws, and failures."""
 
+import copy
 import math
+import pickle
 import warnings
 from itertools import pairwise
 
@@ -285,6 +287,21 @@ def test_draws_in_flat_space_are_normal() -> None:
 
 
 # -- as an estimator --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("M", [Sphere(2), decoder()], ids=["formula", "decoder"])
+def test_a_copy_has_the_same_density(M: object) -> None:
+    M = oddity.expected_metric(M.double()) if isinstance(M, oddity.GaussianDecoder) else M
+    X = 0.3 * normal(20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = LAND(M, 2, n_samples=32, max_iter=1, random_state=0).fit(X)
+    pickled = pickle.dumps(model)
+    assert len(pickled) < 2**23
+    for other in (pickle.loads(pickled), copy.deepcopy(model)):
+        np.testing.assert_array_equal(other.score_samples(X[:5]), model.score_samples(X[:5]))
+        np.testing.assert_array_equal(other.predict(X), model.predict(X))
+        np.testing.assert_array_equal(other.sample(3, 0)[0], model.sample(3, 0)[0])
 
 
 def test_arrays_and_tensors_are_alike() -> None:

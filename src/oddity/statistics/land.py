@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Self, TypeAlias, get_args
 
 import numpy as np
@@ -217,9 +218,10 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
             land = _Land(self, x, rng)
             runs = [land.run(means) for means in self._starts(x, rng)]
             run = max(runs, key=lambda run: run.state.bound())
-            self._land, self._state = land, land.finish(run.state)
+            state = land.finish(run.state)
+        self._land, self._parts, self._log_weights = land, state.parts, state.log_weights
         self.converged_, self.n_iter_ = run.converged, run.iterations
-        self._learn(x)
+        self._learn(x, state)
         return self
 
     def _admit_settings(self) -> None:
@@ -255,9 +257,8 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
         nearest = {tuple(torch.cdist(torch.as_tensor(c).to(x), x).argmin(1).tolist()) for c in centres}
         return [x[list(at)] for at in sorted(nearest)]
 
-    def _learn(self, x: Tensor) -> None:
+    def _learn(self, x: Tensor, state: _State) -> None:
         """Write down what was learnt, and warn of what was left out."""
-        state = self._state
         self.weights_ = state.log_weights.exp().cpu().numpy()
         self.means_ = torch.stack([part.mean for part in state.parts]).cpu().numpy()
         self.covariances_ = np.stack([(part.root @ part.root.T).cpu().numpy() for part in state.parts])
@@ -280,11 +281,9 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def _look(self, X: ArrayLike | Tensor) -> tuple[Tensor, _State]:
         """Points at the door, and the fitted mixture seen from them."""
         check_is_fitted(self)
-        x = admit_codes(self, X, like=self._state.parts[0].mean)
+        x = admit_codes(self, X, like=self._parts[0].mean)
         with torch.no_grad():
-            state = self._land.complete(
-                self._state.parts, self._state.log_weights, self._land.sight(self._state.parts, x)
-            )
+            state = self._land.complete(self._parts, self._log_weights, self._land.sight(self._parts, x))
         state.sight.warn("their components do not count there", state.evidence)
         return x, state
 
@@ -305,6 +304,7 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
         density: Array = self._with_volume(x, state).cpu().numpy()
         return density
 
+    @torch.no_grad()
     def _with_volume(self, x: Tensor, state: _State) -> Tensor:
         evidence = state.evidence
         return torch.where(evidence.isfinite(), evidence + self.M.log_volume(x).double(), -torch.inf)
@@ -346,7 +346,7 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
         rng = check_random_state(self.random_state if random_state is None else random_state)
         counts = rng.multinomial(n_samples, self.weights_ / self.weights_.sum())
         with torch.no_grad():
-            drawn = [self._land.draw(part, n, rng) for part, n in zip(self._state.parts, counts, strict=True)]
+            drawn = [self._land.draw(part, n, rng) for part, n in zip(self._parts, counts, strict=True)]
         return torch.cat(drawn).cpu().numpy(), np.repeat(np.arange(len(counts)), counts)
 
 
@@ -688,7 +688,16 @@ class _Land:
         self.exact = settings.measure == "riemannian"
         alone = has_formula(self.M) or settings.n_components == 1
         self.graph = None if alone else Reach(self.M, x, "graph", settings.solver)
-        self.sketch = settings.roadmap.sketch if settings.roadmap else self.M.sketch(among(x))
+
+    @cached_property
+    def sketch(self) -> Manifold:
+        """A cheaper metric, where geodesics are solved first."""
+        roadmap = self.settings.roadmap
+        return roadmap.sketch if roadmap else self.M.sketch(among(self.x))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State without the sketch: it is large, and a copy makes it anew."""
+        return {name: value for name, value in self.__dict__.items() if name != "sketch"}
 
     def run(self, means: Tensor) -> _Run:
         """Fit a mixture that begins at some means.

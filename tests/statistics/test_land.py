@@ -5,6 +5,7 @@ import math
 import pickle
 import warnings
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from scipy.stats import multivariate_normal
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.mixture import GaussianMixture
+from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import Tensor
 
 import oddity
@@ -54,6 +56,12 @@ def square_grid(n: int, half: float) -> tuple[Tensor, float]:
 
 
 # -- flat space: the normal mixture of scikit-learn -------------------------------------------------------------------
+
+
+# without an exception: one of them is skipped where SCIPY_ARRAY_API is not set
+@parametrize_with_checks([LAND(Euclidean(), n_samples=32, max_iter=5)])
+def test_scikit_learn_checks(estimator: Any, check: Any) -> None:
+    check(estimator)
 
 
 def test_in_flat_space_it_is_the_gaussian_mixture() -> None:
@@ -241,6 +249,14 @@ def test_components_that_cannot_matter_are_left_out_without_consequence(monkeypa
 
 
 @pytest.mark.slow
+def test_to_fit_and_predict_at_once() -> None:
+    X = torch.cat([0.1 * normal(15), 0.1 * normal(15) + 1])
+    model = LAND(Sphere(2), 2, n_samples=32, random_state=0)
+    labels = model.fit_predict(X)
+    np.testing.assert_array_equal(labels, model.predict(X))
+    assert (labels == np.repeat(labels[[0, -1]], 15)).all()
+
+
 def test_restarts_keep_the_best_and_repeat() -> None:
     X = torch.cat(
         [0.1 * normal(30, seed=s) + torch.tensor(c) for s, c in enumerate([[0.5, 0.0], [-0.5, 0.0], [0.0, 0.6]])]

@@ -211,6 +211,8 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """Fit the mixture to the points X, ``(n, d)``."""
         self._admit_settings()
         x = admit_codes(self, X, at_least=self.n_components)
+        if len(x) == 1:
+            raise ValueError("n_samples = 1: no covariance can be learnt from one point")
         if bool((x == x[0]).all()):
             raise ValueError(f"all {len(x)} points of X are equal: no covariance can be learnt from them")
         rng = check_random_state(self.random_state)
@@ -331,6 +333,10 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """Component of highest probability: ``(n, d) -> (n,)``."""
         labels: Array = self.predict_proba(X).argmax(1)
         return labels
+
+    def fit_predict(self, X: ArrayLike | Tensor, y: object = None) -> Array:  # noqa: ARG002
+        """Fit the mixture to the points, and return the likeliest component of each: ``(n, d) -> (n,)``."""
+        return self.fit(X).predict(X)
 
     def sample(
         self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None

@@ -286,6 +286,8 @@ def test_a_search_that_is_cut_short_is_warned_of() -> None:
         (np.ones((4, 2)), {"sample": -1, "method": "graph"}, "sample is -1; give an integer of at least 0"),
         (np.ones((4, 2)), {"n_clusters": 0}, "n_clusters is 0; give an integer of at least 1"),
         (np.ones((4, 2)), {"n_clusters": 2.5}, "n_clusters is 2.5"),
+        (np.ones((4, 2)), {"n_clusters": True}, "n_clusters is True; give an integer of at least 1"),
+        (np.ones((4, 2)), {"solver": 4}, "solver is 4; give None or a ChainSolver"),
         (np.ones((4, 2)), {"n_init": 0}, "n_init is 0"),
         (np.ones((4, 2)), {"max_iter": 0}, "max_iter is 0"),
     ],

@@ -343,7 +343,13 @@ def test_arrays_and_tensors_are_alike() -> None:
         ({"measure": "lebesgue"}, "unknown measure 'lebesgue'; choose riemannian or magnification"),
         ({"init_params": "random"}, "unknown init_params 'random'; choose kmeans or geodesic"),
         ({"n_components": 0}, "n_components is 0"),
+        ({"n_components": "2"}, "n_components is '2'; give an integer of at least 1"),
+        ({"n_components": 1.5}, "n_components is 1.5"),
+        ({"n_components": True}, "n_components is True"),
         ({"max_iter": 0}, "max_iter is 0"),
+        ({"max_iter": 2.5}, "max_iter is 2.5"),
+        ({"roadmap": 3}, "roadmap is 3; give None or a Roadmap"),
+        ({"solver": 3}, "solver is 3; give None or a ChainSolver"),
         ({"reg_covar": -1.0}, "reg_covar is -1.0"),
         ({"tol": math.nan}, "tol is nan"),
         ({"n_components": 11}, "minimum of 11 is required"),
@@ -369,8 +375,10 @@ def test_points_that_cannot_be_fitted_are_refused() -> None:
         LAND(Pullback(lambda z: torch.cat([z[:, :1], z[:, :1]], 1))).fit(normal(5))
     with pytest.raises(NotFittedError):
         LAND(Sphere(2)).predict(torch.zeros(1, 2))
-    with pytest.raises(ValueError, match="n_samples is 0; draw at least 1"):
-        LAND(Euclidean(2), n_samples=32, random_state=0).fit(normal(20)).sample(0)
+    model = LAND(Euclidean(2), n_samples=32, random_state=0).fit(normal(20))
+    for count in (0, 2.5):
+        with pytest.raises(ValueError, match=f"n_samples is {count}; give an integer of at least 1"):
+            model.sample(count)  # type: ignore[arg-type]
 
 
 def test_a_covariance_that_degenerates() -> None:

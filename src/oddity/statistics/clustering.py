@@ -15,7 +15,6 @@ Other methods need only the distances. The geodesic k-nearest-neighbour classifi
 from __future__ import annotations
 
 import math
-import numbers
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from oddity.geometry.manifold import Manifold
 from oddity.numerics.graph import distances_from
 from oddity.statistics.legs import Legs, has_formula, legs_along
 from oddity.statistics.means import Descent, admit_codes, total, warn_of_failures
+from oddity.statistics.settings import admit_count, admit_type
 
 __all__ = ["GeodesicKMeans", "GeodesicKMedoids", "Reach"]
 
@@ -87,12 +87,9 @@ class _Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
     def _begin(self, X: ArrayLike | Tensor) -> tuple[Reach, np.random.RandomState]:
         """Check settings and codes, and prepare to measure."""
         for name in ("n_clusters", "n_init", "max_iter"):
-            value = getattr(self, name)
-            if not isinstance(value, numbers.Integral) or value < 1:
-                raise ValueError(f"{name} is {value!r}; give an integer of at least 1")
-        least = 0 if self.method == "graph" else 1
-        if not isinstance(self.sample, numbers.Integral) or self.sample < least:
-            raise ValueError(f"sample is {self.sample!r}; give an integer of at least {least}")
+            admit_count(name, getattr(self, name))
+        admit_count("sample", self.sample, least=0 if self.method == "graph" else 1)
+        admit_type("solver", self.solver, ChainSolver, "oddity.ChainSolver(segments=64)")
         if self.method not in get_args(Method):
             raise ValueError(f"unknown method {self.method!r}; choose {', '.join(get_args(Method))}")
         z = admit_codes(self, X)

@@ -113,6 +113,36 @@ def test_walk_says_how_much_keeps_to_the_data(model: Path, here: Path, capsys: p
     assert Path("walk.png").exists()
 
 
+def test_a_walk_goes_half_of_the_way_between_two_codes() -> None:
+    codes = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    apart = torch.cdist(codes, codes).square().sum() / (200 * 199)
+    for scale in (1, 4):
+        T = latent.walk_time(scale * oddity.Euclidean(), codes)
+        assert 3 * T / scale == pytest.approx(0.25 * float(apart), rel=1e-5)
+
+
+def test_walk_says_in_words_what_went_wrong(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    far = ["walk", str(model), "--from", "60,60", "--walkers", "2", "--steps", "4", "--time", "1e-6"]
+    assert main(far) == 0
+    said = capsys.readouterr()
+    assert "Euclidean: 2 of 2 start off the data" in said.err
+    assert "T = 4 steps x 2.5e-07 = 1e-06" in said.err
+    assert main(["walk", str(model), "--walkers", "2", "--steps", "3", "--time", "1e3"]) == 0
+    assert re.search(
+        "Riemannian: a step bends by .* of itself: take more --steps, or less --time", capsys.readouterr().err
+    )
+
+
+def test_steps_that_a_stopped_walk_did_not_make_count_as_outside() -> None:
+    space = oddity.Conformal(lambda z: torch.where(z[..., 0] > 0, torch.nan, 1.0))
+    start = torch.full((3, 2), -0.05)
+    walk = oddity.brownian_motion(space, start, 200, 1e-2, generator=torch.Generator().manual_seed(0))
+    everywhere = lambda z: torch.ones(z.shape[:-1], dtype=torch.bool)  # noqa: E731
+    assert bool((walk.inside(everywhere).float().mean(1) < 1)[~walk.completed].all())
+    support = oddity.DataSupport(torch.tensor([[-0.05, 0.0], [-0.15, 0.0]]))
+    assert latent.remarks(walk, support)[-1].startswith(f"{int((~walk.completed).sum())} of 3 stopped")
+
+
 def test_walk_in_other_dimensions_comes_without_a_figure(
     blobs: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,6 +184,7 @@ BAD = {
     "too many components": ("density blobs -k 20", "20 components need as many codes, and 19 are left"),
     "density's ending": ("density blobs -o d.txt", "let its name end in .png"),
     "density's folder": ("density blobs -o none/d.png", "there is no folder none"),
+    "two times": ("walk blobs --dt 1 --time 1", "--time and --dt both say how long the walk is; give one of them"),
     "no steps": ("walk blobs --steps 0", "Invalid value for '--steps'"),
     "no time": ("walk blobs --dt 0", "a step would take the time 0.0; it must be positive and finite"),
     "NaN for a time": ("walk blobs --dt nan", "a step would take the time nan"),

@@ -224,3 +224,22 @@ def test_misuse_is_refused() -> None:
         length_uncertainty(model, torch.zeros(1, 2))
     with pytest.raises(ValueError, match="c holds nan"):
         length_uncertainty(model, torch.full((4, 2), torch.nan))
+
+
+def test_a_mean_and_a_standard_deviation_of_different_widths_are_refused() -> None:
+    class Lopsided:
+        def mean(self, z: Tensor) -> Tensor:
+            return torch.cat([z, z.square(), z.exp()], -1)
+
+        def std(self, z: Tensor) -> Tensor:
+            return z.square()
+
+    z = torch.ones(2, 1)
+    for use in (
+        lambda M: metric_variance(M, z),
+        lambda M: squared_speed_variance(M, z, z),
+        lambda M: expected_norm(M, z, z),
+        lambda M: length_uncertainty(M, torch.linspace(0, 1, 5)[:, None]),
+    ):
+        with pytest.raises(ValueError, match="the mean has 3 outputs and the standard deviation 1; give each output"):
+            use(Lopsided())

@@ -11,7 +11,13 @@ from torch import Tensor
 
 import oddity
 from oddity import Conformal, Euclidean, Hyperbolic, Manifold, Pullback, Sphere, TensorField
-from oddity.statistics.brownian import DataSupport, brownian_motion, heat_kernel_samples, manifold_samples
+from oddity.statistics.brownian import (
+    DataSupport,
+    brownian_motion,
+    heat_kernel_samples,
+    manifold_samples,
+    neighbour_time,
+)
 
 from ..geometry.cases import NAMES, cases, decoder, points
 
@@ -268,7 +274,8 @@ def test_stopped_samples_are_counted_in_a_warning() -> None:
         ([0.0, torch.nan], {}, r"z holds nan at index \(1,\)"),
         ([0.0, 0.0, 0.0], {}, "2 coordinates"),
         ([2.0, 0.0], {}, "Poincare ball"),
-        ([0.0, 0.0], {"steps": 0}, "steps is 0; it must be at least 1"),
+        ([0.0, 0.0], {"steps": 0}, "steps is 0; give an integer of at least 1"),
+        ([0.0, 0.0], {"steps": 2.5}, "steps is 2.5; give an integer"),
         ([0.0, 0.0], {"dt": 0.0}, "time 0.0; it must be positive"),
         ([0.0, 0.0], {"dt": math.nan}, "time nan; it must be positive"),
         ([0.5, 0.0], {"domain": lambda z: z[:, 0] < 0}, r"start 0 of 1, \[0.5, 0.0\], lies outside the domain"),
@@ -287,11 +294,12 @@ def test_a_start_with_a_singular_metric_is_refused() -> None:
         brownian_motion(TensorField(lambda z: torch.diag_embed(1 - z)), torch.tensor([[0.0, 0.0], [2.0, 0.0]]), 3, 0.1)
     with pytest.raises(ValueError, match="singular"):
         manifold_samples(M, torch.randn(20, 2, generator=rng()), 4, t=0.1)
-    with pytest.raises(ValueError, match="the codes coincide with one another"):
+    with pytest.raises(ValueError, match="all 20 codes coincide"):
         manifold_samples(Euclidean(), torch.zeros(20, 2), 4, t=0.1)
     assert brownian_motion(M + Euclidean(), torch.zeros(2), 3, 0.1).completed
-    with pytest.raises(ValueError, match="n is 0; it must be at least 1"):
-        heat_kernel_samples(Euclidean(), torch.zeros(2), 0.1, 0)
+    for n in (0, 2.5, True):
+        with pytest.raises(ValueError, match=f"n is {n}; give an integer of at least 1"):
+            heat_kernel_samples(Euclidean(), torch.zeros(2), 0.1, n)  # type: ignore[arg-type]
 
 
 # -- where the data are -----------------------------------------------------------------------------------------------
@@ -355,6 +363,22 @@ def test_default_time_is_a_neighbourhood() -> None:
 def test_codes_that_cannot_be_sampled_from(codes: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         manifold_samples(Euclidean(2), codes, 3)
+
+
+def test_codes_that_come_twice_have_the_same_support() -> None:
+    once, twice = DataSupport(ring()), DataSupport(ring().repeat(2, 1))
+    assert twice.radius == once.radius
+    z = manifold_samples(Euclidean(2), ring().repeat(2, 1), 20, t=0.01, generator=rng())
+    assert bool(once(z).all())
+
+
+def test_edges_without_a_length_do_not_count_in_the_default_time() -> None:
+    codes = torch.linspace(0, 1, 201)[:, None].double()
+    known = neighbour_time(Euclidean(), codes)
+    pole = Conformal(lambda z: torch.where(z[..., 0] > 0.95, torch.nan, 1.0))
+    assert neighbour_time(pole, codes) == pytest.approx(known)
+    with pytest.raises(ValueError, match="no way from a code to its tenth nearest has a finite length"):
+        neighbour_time(Conformal(lambda z: torch.nan * z[..., 0]), codes)
 
 
 def test_support_refuses_misuse() -> None:

@@ -1,7 +1,9 @@
 """Clusters against scikit-learn, brute force and closed forms; what is lost, doubtful or failed is counted."""
 
+import copy
 import itertools
 import math
+import pickle
 import warnings
 from typing import Any
 
@@ -168,6 +170,17 @@ def test_seeds_are_drawn_by_their_squared_distance() -> None:
     assert abs(share - (1 - 0.1**2)) < 4 * math.sqrt(0.01 * 0.99 / count[0].sum())
 
 
+@pytest.mark.parametrize("estimator", [GeodesicKMeans, GeodesicKMedoids])
+@pytest.mark.parametrize("M", [Sphere(2), 2.0 * Euclidean(), cases(torch.float64)["expected metric"][0]], ids=str)
+def test_a_copy_predicts_the_same(estimator: type, M: Manifold) -> None:
+    fitted, new = estimator(M, 3, n_init=1, random_state=0).fit(clumps()), clumps(5, seed=7)
+    pickled = pickle.dumps(fitted)
+    assert len(pickled) < 2**21  # without the tables of a roadmap, which are made anew
+    for other in (pickle.loads(pickled), copy.deepcopy(fitted)):
+        np.testing.assert_array_equal(other.predict(new), fitted.predict(new))
+        np.testing.assert_array_equal(other.transform(new), fitted.transform(new))
+
+
 def test_arrays_tensors_and_pipelines() -> None:
     z = clumps().float()
     kmeans = clone(GeodesicKMeans(Sphere(2), 3, n_init=1, random_state=0))
@@ -218,6 +231,15 @@ def test_too_few_different_codes(estimator: type, M: Manifold, few_waypoints: No
         assert np.isfinite(clusters.transform(z)).all()
 
 
+@pytest.mark.parametrize("estimator", [GeodesicKMeans, GeodesicKMedoids])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_codes_that_are_their_centre(estimator: type, dtype: torch.dtype, few_waypoints: None) -> None:
+    z = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=dtype).repeat(10, 1)
+    found = estimator(cases(dtype)["expected metric"][0], 3, n_init=1, random_state=0).fit(z)
+    assert found.error_ == found.inertia_ == 0
+    assert len(np.unique(found.labels_.reshape(10, 3), axis=0)) == 1
+
+
 def test_as_many_clusters_as_codes() -> None:
     for estimator in (GeodesicKMeans, GeodesicKMedoids):
         clusters = estimator(Sphere(2), 6, random_state=0).fit(clumps(2))
@@ -264,6 +286,8 @@ def test_a_search_that_is_cut_short_is_warned_of() -> None:
         (np.ones((4, 2)), {"sample": -1, "method": "graph"}, "sample is -1; give an integer of at least 0"),
         (np.ones((4, 2)), {"n_clusters": 0}, "n_clusters is 0; give an integer of at least 1"),
         (np.ones((4, 2)), {"n_clusters": 2.5}, "n_clusters is 2.5"),
+        (np.ones((4, 2)), {"n_clusters": True}, "n_clusters is True; give an integer of at least 1"),
+        (np.ones((4, 2)), {"solver": 4}, "solver is 4; give None or a ChainSolver"),
         (np.ones((4, 2)), {"n_init": 0}, "n_init is 0"),
         (np.ones((4, 2)), {"max_iter": 0}, "max_iter is 0"),
     ],

@@ -120,8 +120,9 @@ def test_a_geodesic_that_fails_is_told() -> None:
 def test_misuse_is_refused() -> None:
     vae, x = Model(), data(2)
     M = oddity.expected_metric(vae.decoder)
-    with pytest.raises(ValueError, match="frames is 1; both ends are frames"):
-        interpolate(vae, M, x[0], x[1], 1)
+    for frames in (1, 2.5):
+        with pytest.raises(ValueError, match=f"frames is {frames}; give an integer of at least 2"):
+            interpolate(vae, M, x[0], x[1], frames)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"has no encode\(x\)"):
         interpolate(vae.decoder, M, x[0], x[1])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"Tanh has no mean\(z\)"):

@@ -1,8 +1,11 @@
 """LAND: flat space, quadrature of the density, closed-form normalisers, maximum likelihood, draws, and failures."""
 
+import copy
 import math
+import pickle
 import warnings
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from scipy.stats import multivariate_normal
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.mixture import GaussianMixture
+from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import Tensor
 
 import oddity
@@ -52,6 +56,12 @@ def square_grid(n: int, half: float) -> tuple[Tensor, float]:
 
 
 # -- flat space: the normal mixture of scikit-learn -------------------------------------------------------------------
+
+
+# without an exception: one of them is skipped where SCIPY_ARRAY_API is not set
+@parametrize_with_checks([LAND(Euclidean(), n_samples=32, max_iter=5)])
+def test_scikit_learn_checks(estimator: Any, check: Any) -> None:
+    check(estimator)
 
 
 def test_in_flat_space_it_is_the_gaussian_mixture() -> None:
@@ -239,6 +249,14 @@ def test_components_that_cannot_matter_are_left_out_without_consequence(monkeypa
 
 
 @pytest.mark.slow
+def test_to_fit_and_predict_at_once() -> None:
+    X = torch.cat([0.1 * normal(15), 0.1 * normal(15) + 1])
+    model = LAND(Sphere(2), 2, n_samples=32, random_state=0)
+    labels = model.fit_predict(X)
+    np.testing.assert_array_equal(labels, model.predict(X))
+    assert (labels == np.repeat(labels[[0, -1]], 15)).all()
+
+
 def test_restarts_keep_the_best_and_repeat() -> None:
     X = torch.cat(
         [0.1 * normal(30, seed=s) + torch.tensor(c) for s, c in enumerate([[0.5, 0.0], [-0.5, 0.0], [0.0, 0.6]])]
@@ -287,6 +305,21 @@ def test_draws_in_flat_space_are_normal() -> None:
 # -- as an estimator --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("M", [Sphere(2), decoder()], ids=["formula", "decoder"])
+def test_a_copy_has_the_same_density(M: object) -> None:
+    M = oddity.expected_metric(M.double()) if isinstance(M, oddity.GaussianDecoder) else M
+    X = 0.3 * normal(20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = LAND(M, 2, n_samples=32, max_iter=1, random_state=0).fit(X)
+    pickled = pickle.dumps(model)
+    assert len(pickled) < 2**23
+    for other in (pickle.loads(pickled), copy.deepcopy(model)):
+        np.testing.assert_array_equal(other.score_samples(X[:5]), model.score_samples(X[:5]))
+        np.testing.assert_array_equal(other.predict(X), model.predict(X))
+        np.testing.assert_array_equal(other.sample(3, 0)[0], model.sample(3, 0)[0])
+
+
 def test_arrays_and_tensors_are_alike() -> None:
     X = on_sphere(30)
     model = clone(LAND(Sphere(2), n_samples=32, tol=1e-2, random_state=0)).fit(X.numpy())
@@ -310,7 +343,13 @@ def test_arrays_and_tensors_are_alike() -> None:
         ({"measure": "lebesgue"}, "unknown measure 'lebesgue'; choose riemannian or magnification"),
         ({"init_params": "random"}, "unknown init_params 'random'; choose kmeans or geodesic"),
         ({"n_components": 0}, "n_components is 0"),
+        ({"n_components": "2"}, "n_components is '2'; give an integer of at least 1"),
+        ({"n_components": 1.5}, "n_components is 1.5"),
+        ({"n_components": True}, "n_components is True"),
         ({"max_iter": 0}, "max_iter is 0"),
+        ({"max_iter": 2.5}, "max_iter is 2.5"),
+        ({"roadmap": 3}, "roadmap is 3; give None or a Roadmap"),
+        ({"solver": 3}, "solver is 3; give None or a ChainSolver"),
         ({"reg_covar": -1.0}, "reg_covar is -1.0"),
         ({"tol": math.nan}, "tol is nan"),
         ({"n_components": 11}, "minimum of 11 is required"),
@@ -336,8 +375,10 @@ def test_points_that_cannot_be_fitted_are_refused() -> None:
         LAND(Pullback(lambda z: torch.cat([z[:, :1], z[:, :1]], 1))).fit(normal(5))
     with pytest.raises(NotFittedError):
         LAND(Sphere(2)).predict(torch.zeros(1, 2))
-    with pytest.raises(ValueError, match="n_samples is 0; draw at least 1"):
-        LAND(Euclidean(2), n_samples=32, random_state=0).fit(normal(20)).sample(0)
+    model = LAND(Euclidean(2), n_samples=32, random_state=0).fit(normal(20))
+    for count in (0, 2.5):
+        with pytest.raises(ValueError, match=f"n_samples is {count}; give an integer of at least 1"):
+            model.sample(count)  # type: ignore[arg-type]
 
 
 def test_a_covariance_that_degenerates() -> None:
@@ -366,6 +407,27 @@ def test_a_component_that_has_no_points_is_told() -> None:
     assert np.isfinite(model.score_samples(X)).all()
     assert model.predict(X).tolist() == [0] * 30
     assert model.sample(5, 0)[1].tolist() == [0] * 5
+
+
+def test_a_component_whose_geodesics_fold_at_once_has_no_density(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As outside of a decoder's support, where the metric is all but singular: its moments were NaN."""
+    fan = land._Land._fan
+
+    def folded(self: land._Land, mean: Tensor, *rest: object, **settings: object) -> land._Fan:
+        found = fan(self, mean, *rest, **settings)
+        return found._replace(spread=0 * found.spread) if mean[0] > 3 else found
+
+    monkeypatch.setattr(land._Land, "_fan", folded)
+    X = torch.cat([0.1 * normal(30), torch.tensor([[4.0, 0.0]]).double()])
+    settings = {"reg_covar": 1e-3, "n_samples": 32, "random_state": 0}
+    with pytest.warns(ConvergenceWarning, match=r"component 1 has no points: at \[4\.0, 0\.0\] geodesics fold at once"):
+        model = LAND(Euclidean(2), 2, means_init=X[[0, -1]], **settings).fit(X)
+    assert model.weights_.tolist() == [1, 0]
+    assert model.normalizers_[1] == math.inf
+    assert np.isfinite(model.score_samples(X)).all()
+    assert model.sample(5, 0)[1].tolist() == [0] * 5
+    with pytest.raises(ValueError, match=r"no component can be measured: .* leave out points far from the others"):
+        LAND(Euclidean(2), means_init=X[[-1]], **settings).fit(X)
 
 
 def test_geodesics_that_fail_are_counted_and_have_no_weight() -> None:

@@ -1,5 +1,6 @@
 """A saved model as the commands see it: its codes, its metric, places in it, and pictures of them."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,9 +21,12 @@ from oddity.geometry.roadmap import Roadmap, resampled
 from oddity.geometry.spaces import Euclidean
 from oddity.models.storage import SavedModel
 from oddity.models.vae import VAE
-from oddity.statistics.brownian import Walk
+from oddity.statistics.brownian import DataSupport, Walk
 from oddity.statistics.interpolation import Interpolation
 from oddity.statistics.land import LAND
+
+STROLL = 0.5  # of the root mean square way between two codes, that a walk goes
+AT_ONCE = 0.01  # of its steps, before which a walk stops at once
 
 
 def rows(data: Dataset, vae: VAE) -> Tensor:
@@ -113,6 +117,26 @@ def flat_like(M: Manifold, codes: Tensor) -> Manifold:
     return float(1 / widths.median()) * Euclidean()
 
 
+def walk_time(M: Manifold, codes: Tensor) -> float:
+    """Return the time in which Brownian motion from a typical code goes half of the way between two codes.
+
+    Both ways are root mean squares, under the flat metric that is like M at the median code.
+    """
+    way = STROLL * math.sqrt(2) * float(flat_like(M, codes).norm(codes[0], codes.std(0)))
+    return way**2 / codes.shape[1]
+
+
+def remarks(walk: Walk, support: DataSupport) -> list[str]:
+    """Return what to know of walks: whether they start off the data, and whether they stopped early, or at once."""
+    starts, stopped = walk.points[:, 0], ~walk.completed
+    off, count = int((~support(starts)).sum()), len(starts)
+    said = [f"{off} of {count} start off the data"] if off else []
+    if bool(stopped.any()):
+        hardly = bool((walk.steps[stopped] < AT_ONCE * (walk.points.shape[1] - 1)).all())
+        said.append(f"{int(stopped.sum())} of {count} stopped {'at once' if hardly else 'early'}")
+    return said
+
+
 def draw_map(saved: SavedModel, plane: Plane, found: Connections | None = None) -> Figure:
     """Draw the magnification factor with the codes, and geodesics where some were found."""
     codes = codes_of(saved)
@@ -180,12 +204,12 @@ def draw_walks(
 ) -> Figure:
     """Draw the first walker of each kind, and so many frames decoded along its way; ``shares`` go into the titles."""
     codes = codes_of(saved)
-    paths = {}
+    paths, support = {}, DataSupport(codes)
     for title, walk in walks.items():
         at = np.linspace(0, walk.points.shape[1] - 1, count).round().astype(int)
-        paths[f"{title}: {100 * shares[title]:.1f} % of all steps within the data"] = comparisons.Path(
-            walk.points[0], decoded(saved, walk.points[0, at]), at.tolist()
-        )
+        lines = [f"{title}: {100 * shares[title]:.1f} % of all steps within the data"]
+        lines += ["; ".join(said)] if (said := remarks(walk, support)) else []
+        paths["\n".join(lines)] = comparisons.Path(walk.points[0], decoded(saved, walk.points[0, at]), at.tolist())
     plane = Plane.around(codes)
     return comparisons.walks(plane, magnification(saved, plane), codes, paths, total, image_shape=image_shape(saved))
 

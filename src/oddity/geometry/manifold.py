@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from numbers import Real
-from typing import TYPE_CHECKING, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -653,6 +653,13 @@ class Manifold(abc.ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({'' if self.dim is None else self.dim})"
+
+    # -- copies ---------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State without what is derived once and kept: a copy derives it anew, since local functions have no pickle."""
+        kept = {name for kind in type(self).__mro__ for name, x in vars(kind).items() if isinstance(x, cached_property)}
+        return {name: value for name, value in self.__dict__.items() if name not in kept}
 
     # -- private helpers ------------------------------------------------------------------------------------------
 

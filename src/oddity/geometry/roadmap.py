@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ class Roadmap:
         self.M, self.k, self.steps = M, k, steps
         self.codes = codes.detach()
         self.edges = self._neighbours(self.codes)
-        self.sketch = M.sketch(among(self.codes), most=len(self.edges) * (steps + 1))
+        self.sketch = self._sketched()
         if self._ruler is M:
             _ = self.lengths  # so that an edge without a length is told at once
 
@@ -102,6 +103,17 @@ class Roadmap:
         1334
         """
         return cls(M, codes[:: max(1, -(-len(codes) // _ENOUGH))])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State without the tables of the metric and of all paths: they are large, and a copy makes them anew."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("sketch", "_net")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.sketch = self._sketched()
+
+    def _sketched(self) -> Manifold:
+        return self.M.sketch(among(self.codes), most=len(self.edges) * (self.steps + 1))
 
     def __repr__(self) -> str:
         return f"Roadmap({self.M}, {len(self.codes)} codes, {len(self.edges)} edges)"

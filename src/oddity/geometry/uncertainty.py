@@ -39,7 +39,7 @@ def metric_variance(decoder: Decoder, z: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        If the decoder lacks a mean or a standard deviation, or the points are unusable.
+        If the decoder lacks a mean or a standard deviation, these differ in width, or the points are unusable.
 
     Notes
     -----
@@ -58,7 +58,7 @@ def metric_variance(decoder: Decoder, z: Tensor) -> Tensor:
     M.admit(z)
 
     def variance(z: Tensor) -> Tensor:
-        u, s = mean.frame(z), std.frame(z)  # (N, D, d)
+        u, s = (x.mT for x in _matched(mean.frame(z).mT, std.frame(z).mT))  # (N, D, d)
         across, mixed, noise = u.square().mT @ s.square(), (u * s).mT @ (u * s), s.square().mT @ s.square()
         return across + across.mT + 2 * (mixed + noise)
 
@@ -80,7 +80,7 @@ def squared_speed_variance(decoder: Decoder, z: Tensor, v: Tensor) -> Tensor:
     18.0
     """
     M, (mean, std) = _parts(decoder)
-    return M._by_rows(lambda z, v: _moments(mean.push(z, v), std.push(z, v))[1], *M._admit_tangents(z, v=v))
+    return M._by_rows(lambda z, v: _moments(*_matched(mean.push(z, v), std.push(z, v)))[1], *M._admit_tangents(z, v=v))
 
 
 def expected_norm(decoder: Decoder, z: Tensor, v: Tensor) -> Tensor:
@@ -103,7 +103,9 @@ def expected_norm(decoder: Decoder, z: Tensor, v: Tensor) -> Tensor:
     0.7979
     """
     M, (mean, std) = _parts(decoder)
-    return M._by_rows(lambda z, v: _expected_root(mean.push(z, v), std.push(z, v)), *M._admit_tangents(z, v=v))
+    return M._by_rows(
+        lambda z, v: _expected_root(*_matched(mean.push(z, v), std.push(z, v))), *M._admit_tangents(z, v=v)
+    )
 
 
 class LengthUncertainty(NamedTuple):
@@ -160,7 +162,7 @@ def length_uncertainty(decoder: Decoder, curve: Geodesic | Tensor) -> LengthUnce
     M._admit_curve(c)
     shape = c.shape[:-2]
     chains = c.reshape(-1, *c.shape[-2:])
-    parts = [_chain(mean.secants(x), std.secants(x)) for x in chains.split(max(1, _ROWS // c.shape[-2]))]
+    parts = [_chain(*_matched(mean.secants(x), std.secants(x))) for x in chains.split(max(1, _ROWS // c.shape[-2]))]
     length, expected, sd = (torch.cat(x).reshape(shape) for x in zip(*parts, strict=True))
     if isinstance(curve, Geodesic):
         share = curve.length / torch.where(length > 0, length, 1.0)
@@ -172,6 +174,14 @@ def _parts(decoder: Decoder) -> tuple[Manifold, tuple[Pullback, Pullback]]:
     """The expected metric, and the pull-backs of the mean and of the standard deviation that it is the sum of."""
     mean, std = stochastic_parts(decoder)
     return mean + std, (mean, std)
+
+
+def _matched(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Changes of mean and standard deviation ``(*, D)``, which are those of the same outputs."""
+    if a.shape != b.shape:
+        widths = f"the mean has {a.shape[-1]} outputs and the standard deviation {b.shape[-1]}"
+        raise ValueError(f"{widths}; give each output its own, e.g. std.expand_as(mean)")
+    return a, b
 
 
 def _moments(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

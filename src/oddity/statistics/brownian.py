@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from scipy.spatial import KDTree
 from torch import Tensor
 
 from oddity.geometry.curve import nested
 from oddity.geometry.manifold import Manifold, in_chart
+from oddity.statistics.settings import admit_count
 
 __all__ = ["DataSupport", "Walk", "brownian_motion", "heat_kernel_samples", "manifold_samples"]
 
@@ -212,8 +214,8 @@ def heat_kernel_samples(
     (torch.Size([2000, 2]), True)
     """
     M.admit(z)
-    _at_least_one("n", n)
-    _at_least_one("steps", steps)
+    admit_count("n", n)
+    admit_count("steps", steps)
     starts = z[..., None, :].expand(*z.shape[:-1], n, z.shape[-1])
     return _ends(_Walkers(M, starts, steps, t / steps, True, domain, reflect), generator).reshape(starts.shape)
 
@@ -274,8 +276,8 @@ def manifold_samples(
     (torch.Size([50, 2]), True)
     """
     _admit_codes(M, codes)
-    _at_least_one("n", n)
-    _at_least_one("steps", steps)
+    admit_count("n", n)
+    admit_count("steps", steps)
     codes = codes.detach()
     t = neighbour_time(M, codes) if t is None else t
     pick = torch.randint(len(codes), (n,), generator=generator, device=codes.device)
@@ -296,12 +298,12 @@ class DataSupport:
     Attributes
     ----------
     radius : float
-        That quantile of the distances in the chart from each code to its nearest.
+        That quantile of the distances in the chart from each code to the nearest that is another point.
 
     Raises
     ------
     ValueError
-        If the codes are unusable, or so many coincide that the radius is zero.
+        If the codes are unusable, or all coincide.
 
     Examples
     --------
@@ -315,11 +317,12 @@ class DataSupport:
             raise ValueError(f"codes of shape {tuple(codes.shape)}: a support needs finite codes (n, d) with n >= 2")
         if not 0 < quantile <= 1:
             raise ValueError(f"quantile is {quantile}; give a share of the codes, above 0 and at most 1")
-        self._tree = KDTree(_array(codes))
-        nearest = torch.from_numpy(self._tree.query(_array(codes), k=2)[0][:, 1])
-        self.radius = float(nearest.quantile(quantile))
-        if self.radius == 0:
-            raise ValueError("the codes coincide with one another: they have no region; remove the duplicates")
+        different, copies = np.unique(_array(codes), axis=0, return_counts=True)
+        if len(different) == 1:
+            raise ValueError(f"all {len(codes)} codes coincide: they have no region")
+        self._tree = KDTree(different)
+        nearest = self._tree.query(different, k=2)[0][:, 1].repeat(copies)
+        self.radius = float(torch.from_numpy(nearest).quantile(quantile))
 
     def __call__(self, z: Tensor) -> Tensor:
         """Whether each point lies in the region: ``(*, d) -> (*,)`` bool."""
@@ -341,7 +344,7 @@ class _Walkers:
         self, M: Manifold, z: Tensor, steps: int, dt: float, drift: bool, domain: Domain | None, reflect: bool
     ) -> None:
         M.admit(z)
-        _at_least_one("steps", steps)
+        admit_count("steps", steps)
         if not 0 < dt < math.inf:
             raise ValueError(f"a step would take the time {dt}; it must be positive and finite")
         self.M, self.steps, self.dt, self.drift, self.domain, self.reflect = M, steps, dt, drift, domain, reflect
@@ -457,9 +460,13 @@ def neighbour_time(M: Manifold, codes: Tensor) -> float:
     near = torch.from_numpy(KDTree(_array(codes)).query(_array(some), k=k + 1)[1][:, -1]).to(codes.device)
     t = torch.linspace(0, 1, 9, dtype=codes.dtype, device=codes.device)[:, None]
     with torch.no_grad():
-        way = float(M.length(torch.lerp(some[:, None], codes[near][:, None], t)).median())
-    if not 0 < way < math.inf:
-        raise ValueError(f"a typical code has its tenth nearest at the distance {way}: remove duplicates, or give t")
+        ways = M.length(torch.lerp(some[:, None], codes[near][:, None], t))
+    ways = ways[ways.isfinite()]
+    if not len(ways):
+        raise ValueError("no way from a code to its tenth nearest has a finite length; is the metric finite there?")
+    way = float(ways.median())
+    if way == 0:
+        raise ValueError("a typical code has its tenth nearest at the distance 0.0: remove duplicates, or give t")
     return way**2 / codes.shape[1]
 
 
@@ -467,8 +474,3 @@ def _admit_codes(M: Manifold, codes: Tensor) -> None:
     M.admit(codes, "codes")
     if codes.ndim != 2 or len(codes) < 2:
         raise ValueError(f"codes have shape {tuple(codes.shape)}; give codes in rows, (N, d) with N >= 2")
-
-
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} is {value}; it must be at least 1")

@@ -15,7 +15,6 @@ Other methods need only the distances. The geodesic k-nearest-neighbour classifi
 from __future__ import annotations
 
 import math
-import numbers
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from oddity.geometry.manifold import Manifold
 from oddity.numerics.graph import distances_from
 from oddity.statistics.legs import Legs, has_formula, legs_along
 from oddity.statistics.means import Descent, admit_codes, total, warn_of_failures
+from oddity.statistics.settings import admit_count, admit_type
 
 __all__ = ["GeodesicKMeans", "GeodesicKMedoids", "Reach"]
 
@@ -87,12 +87,9 @@ class _Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
     def _begin(self, X: ArrayLike | Tensor) -> tuple[Reach, np.random.RandomState]:
         """Check settings and codes, and prepare to measure."""
         for name in ("n_clusters", "n_init", "max_iter"):
-            value = getattr(self, name)
-            if not isinstance(value, numbers.Integral) or value < 1:
-                raise ValueError(f"{name} is {value!r}; give an integer of at least 1")
-        least = 0 if self.method == "graph" else 1
-        if not isinstance(self.sample, numbers.Integral) or self.sample < least:
-            raise ValueError(f"sample is {self.sample!r}; give an integer of at least {least}")
+            admit_count(name, getattr(self, name))
+        admit_count("sample", self.sample, least=0 if self.method == "graph" else 1)
+        admit_type("solver", self.solver, ChainSolver, "oddity.ChainSolver(segments=64)")
         if self.method not in get_args(Method):
             raise ValueError(f"unknown method {self.method!r}; choose {', '.join(get_args(Method))}")
         z = admit_codes(self, X)
@@ -548,7 +545,8 @@ class _Means:
             far = _NEAR * D.min(1, keepdims=True)
             self.laid = wanted | (far >= D)
         rep, owner = self.laid.nonzero()
-        a, b = self.mu[torch.from_numpy(owner)], reach.z[torch.from_numpy(reps[rep])]
+        a = self.mu[torch.from_numpy(owner)]
+        b = _merged(a, reach.z[torch.from_numpy(reps[rep])])
         g = reach.M.geodesic(a, b, init=reach.paths(a, b), solver=reach.solver)
         sound = g.converged
         kept = sound.cpu().numpy()
@@ -653,10 +651,12 @@ class Reach:
         if len(errors):
             low, high = np.quantile(errors, [(1 - _SURELY) / 2, (1 + _SURELY) / 2])
             self.error, self.margin = float(np.median(np.abs(errors))), float((1 + high) / (1 + low) - 1)
+        elif converged.any():  # every code of the sample is its centre
+            self.error = 0.0
 
     def solve(self, a: Tensor, b: Tensor) -> tuple[Array, NDArray[np.bool_]]:
         """Lengths of geodesics, and whether they converged: ``(N, d), (N, d) -> (N,), (N,)``."""
-        blocks = zip(a.split(_PAIRS), b.split(_PAIRS), strict=True)
+        blocks = zip(a.split(_PAIRS), _merged(a, b).split(_PAIRS), strict=True)
         found = [self.M.geodesic(a, b, init=self.roads, solver=self.solver) for a, b in blocks]
         lengths, converged = ([getattr(g, name).cpu().numpy() for g in found] for name in ("length", "converged"))
         return np.concatenate([np.empty(0), *lengths]), np.concatenate([np.empty(0, bool), *converged])
@@ -687,13 +687,17 @@ class Reach:
         return np.concatenate([distances_from(*graph, block)[:, targets].astype(np.float32) for block in blocks])
 
     def paths(self, a: Tensor, b: Tensor) -> Tensor | None:
-        """Starts for geodesics along the graph, where there is one: ``(N, d), (N, d) -> (N, s+1, d)``."""
+        """Starts for geodesics along the graph, where there is one: ``(N, d), (N, d) -> (N, s+1, d)``.
+
+        From a point to itself the graph has a loop over its nearest node, and the start is the point.
+        """
         if self.roads is None:
             return None
         segments = (self.solver or ChainSolver()).segments
-        return torch.cat(
+        paths = torch.cat(
             [self.roads.paths(*ends, segments) for ends in zip(a.split(_PAIRS), b.split(_PAIRS), strict=True)]
         )
+        return torch.where((a == b).all(-1)[:, None, None], a[:, None], paths)
 
     def fields(self, centres: Tensor) -> Array:
         """Distances from centres to the nodes of the graph: ``(k, nodes)``."""
@@ -721,3 +725,9 @@ class Reach:
             parts = [self.M.dist(part[:, None], centres) for part in x.split(1 + _ROWS // len(centres))]
         D: Array = torch.cat(parts).double().cpu().numpy()
         return D
+
+
+def _merged(a: Tensor, b: Tensor) -> Tensor:
+    """Points b, each put on its a where the two are nearer than rounding: ``(N, d), (N, d) -> (N, d)``."""
+    rounding = 4 * torch.finfo(a.dtype).eps * torch.maximum(a.abs(), b.abs()).amax(-1)
+    return torch.where(((b - a).abs().amax(-1) <= rounding)[:, None], a, b)

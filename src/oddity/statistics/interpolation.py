@@ -12,6 +12,7 @@ from oddity.geometry.connect import ChainSolver, Init
 from oddity.geometry.curve import Geodesic, nested
 from oddity.geometry.manifold import Manifold
 from oddity.geometry.roadmap import Roadmap
+from oddity.statistics.settings import admit_count
 
 __all__ = ["Analogy", "Interpolation", "analogy", "interpolate"]
 
@@ -64,8 +65,7 @@ class Interpolation:
         ValueError
             If there are fewer than two frames, or the decoder has no mean.
         """
-        if frames < 2:
-            raise ValueError(f"frames is {frames}; both ends are frames, so give at least 2")
+        admit_count("frames", frames, least=2)  # both ends are frames
         if not callable(getattr(decoder, "mean", None)):
             raise ValueError(f"{type(decoder).__name__} has no mean(z) to decode with")
         points = geodesic.points

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Self, TypeAlias, get_args
 
 import numpy as np
@@ -25,6 +26,7 @@ from oddity.geometry.roadmap import Roadmap, among
 from oddity.statistics.clustering import GeodesicKMeans, Reach
 from oddity.statistics.legs import Legs, Taylor, covariant_hessian, has_formula, legs_along
 from oddity.statistics.means import admit_codes, warn_of_failures
+from oddity.statistics.settings import admit_count, admit_type
 
 __all__ = ["LAND"]
 
@@ -57,6 +59,10 @@ _HALVINGS = 8  # of a step that would lose likelihood
 _ROOM = 1.5  # how much more mass a ray may have than any of the fan
 _DRAWS = 100  # rounds of rejection
 _TINY = 1e-300
+_FOLDED = (
+    "at {} geodesics fold at once, as they do where the metric is all but singular; leave out points far from the "
+    "others, begin elsewhere with means_init, or add a ridge to M"
+)
 
 
 class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
@@ -130,7 +136,8 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
     ------
     ValueError
         On fitting, if the points are unusable (not finite, fewer than components, all equal, outside the chart), a
-        setting is out of its range, or a covariance degenerates although ``reg_covar`` is zero.
+        setting is out of its range, a covariance degenerates although ``reg_covar`` is zero, or geodesics from every
+        first mean fold at once, as far outside of the support of the data.
 
     Warns
     -----
@@ -138,7 +145,8 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
         Counting the geodesics to points that did not converge, which get no weight; the points that no component
         reaches, which do not count; and the rays that did not converge, with their share of the normal law.
     ConvergenceWarning
-        If ``max_iter`` did not suffice, or a component has lost its points.
+        If ``max_iter`` did not suffice, or a component has lost its points. One whose geodesics fold at once has no
+        density and gets none: its normaliser is infinite and its weight zero.
 
     Notes
     -----
@@ -204,6 +212,8 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """Fit the mixture to the points X, ``(n, d)``."""
         self._admit_settings()
         x = admit_codes(self, X, at_least=self.n_components)
+        if len(x) == 1:
+            raise ValueError("n_samples = 1: no covariance can be learnt from one point")
         if bool((x == x[0]).all()):
             raise ValueError(f"all {len(x)} points of X are equal: no covariance can be learnt from them")
         rng = check_random_state(self.random_state)
@@ -211,9 +221,10 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
             land = _Land(self, x, rng)
             runs = [land.run(means) for means in self._starts(x, rng)]
             run = max(runs, key=lambda run: run.state.bound())
-            self._land, self._state = land, land.finish(run.state)
+            state = land.finish(run.state)
+        self._land, self._parts, self._log_weights = land, state.parts, state.log_weights
         self.converged_, self.n_iter_ = run.converged, run.iterations
-        self._learn(x)
+        self._learn(x, state)
         return self
 
     def _admit_settings(self) -> None:
@@ -221,8 +232,9 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose {' or '.join(get_args(choices))}")
         for name in ("n_components", "n_samples", "max_iter", "n_init"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; give a whole number, at least 1")
+            admit_count(name, getattr(self, name))
+        admit_type("roadmap", self.roadmap, Roadmap, "oddity.Roadmap(M, codes)")
+        admit_type("solver", self.solver, ChainSolver, "oddity.ChainSolver(segments=64)")
         for name in ("tol", "reg_covar"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give a number, at least 0")
@@ -249,9 +261,8 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
         nearest = {tuple(torch.cdist(torch.as_tensor(c).to(x), x).argmin(1).tolist()) for c in centres}
         return [x[list(at)] for at in sorted(nearest)]
 
-    def _learn(self, x: Tensor) -> None:
+    def _learn(self, x: Tensor, state: _State) -> None:
         """Write down what was learnt, and warn of what was left out."""
-        state = self._state
         self.weights_ = state.log_weights.exp().cpu().numpy()
         self.means_ = torch.stack([part.mean for part in state.parts]).cpu().numpy()
         self.covariances_ = np.stack([(part.root @ part.root.T).cpu().numpy() for part in state.parts])
@@ -265,6 +276,8 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
         for k, size in enumerate((state.shares().sum(0)).tolist()):
             if size < 1:
                 message = f"component {k} has lost its points; fit fewer components, or begin elsewhere"
+                if state.parts[k].fan.is_empty:
+                    message = f"component {k} has no points: {_FOLDED.format(state.parts[k].mean.tolist())}"
                 warnings.warn(message, ConvergenceWarning, stacklevel=3)
         _warn_of_rays(state.parts)
         state.sight.warn("they have no weight", state.evidence)
@@ -272,11 +285,9 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def _look(self, X: ArrayLike | Tensor) -> tuple[Tensor, _State]:
         """Points at the door, and the fitted mixture seen from them."""
         check_is_fitted(self)
-        x = admit_codes(self, X, like=self._state.parts[0].mean)
+        x = admit_codes(self, X, like=self._parts[0].mean)
         with torch.no_grad():
-            state = self._land.complete(
-                self._state.parts, self._state.log_weights, self._land.sight(self._state.parts, x)
-            )
+            state = self._land.complete(self._parts, self._log_weights, self._land.sight(self._parts, x))
         state.sight.warn("their components do not count there", state.evidence)
         return x, state
 
@@ -297,6 +308,7 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
         density: Array = self._with_volume(x, state).cpu().numpy()
         return density
 
+    @torch.no_grad()
     def _with_volume(self, x: Tensor, state: _State) -> Tensor:
         evidence = state.evidence
         return torch.where(evidence.isfinite(), evidence + self.M.log_volume(x).double(), -torch.inf)
@@ -324,6 +336,10 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
         labels: Array = self.predict_proba(X).argmax(1)
         return labels
 
+    def fit_predict(self, X: ArrayLike | Tensor, y: object = None) -> Array:  # noqa: ARG002
+        """Fit the mixture to the points, and return the likeliest component of each: ``(n, d) -> (n,)``."""
+        return self.fit(X).predict(X)
+
     def sample(
         self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None
     ) -> tuple[Array, Array]:
@@ -333,12 +349,11 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
         which is kept if it is shorter than the distance to the cut locus.
         """
         check_is_fitted(self)
-        if n_samples < 1:
-            raise ValueError(f"n_samples is {n_samples}; draw at least 1")
+        admit_count("n_samples", n_samples)
         rng = check_random_state(self.random_state if random_state is None else random_state)
         counts = rng.multinomial(n_samples, self.weights_ / self.weights_.sum())
         with torch.no_grad():
-            drawn = [self._land.draw(part, n, rng) for part, n in zip(self._state.parts, counts, strict=True)]
+            drawn = [self._land.draw(part, n, rng) for part, n in zip(self._parts, counts, strict=True)]
         return torch.cat(drawn).cpu().numpy(), np.repeat(np.arange(len(counts)), counts)
 
 
@@ -387,6 +402,11 @@ class _Fan(NamedTuple):
     spread: Tensor  # (S, T)   volume over flat volume; zero where no shortest geodesic comes
     failed: Tensor  # (S,) bool
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether every ray has a conjugate point before its first radius, so that there is nothing to measure."""
+        return not bool((self.weight * self.spread).any())
+
     def masses(self, law: _Law) -> tuple[Tensor, Tensor]:
         """Mass of the law at each vector, in flat space and as spread: ``(S, T)`` twice."""
         flat, spread = (-0.5 * u.square().sum(-1) for u in (law.whiten_flat(self.x.v), law.whiten(self.x)))
@@ -399,6 +419,8 @@ class _Fan(NamedTuple):
 
     def relative_error(self, law: _Law, sets: int = _SCRAMBLES) -> float:
         """Standard error of the mean spread as a share of it, from its scatter over sets of rays."""
+        if self.is_empty:
+            return math.nan
         flat, spread = (x.reshape(sets, -1).sum(1) for x in self.masses(law))
         ratios = spread / flat.clamp(min=_TINY)
         return float(ratios.std() / ratios.mean().clamp(min=_TINY)) / math.sqrt(sets)
@@ -444,7 +466,9 @@ class _Part(NamedTuple):
         return _Law(torch.zeros_like(self.root[0]), self.root)
 
     def log_normalizer(self, law: _Law) -> float:
-        """Log C of a law."""
+        """Log C of a law; infinite where there is nothing to measure it by, so that the component has no density."""
+        if self.fan.is_empty:
+            return math.inf
         return self.log_volume + law.log_flat() + self.fan.log_ratio(law)
 
     def widest(self) -> float:
@@ -467,6 +491,7 @@ class _Part(NamedTuple):
         data = _second(p, ahead.whiten(x)) + reg * self._ridge(law)
         shrink = _power(second, -0.5, least=_LEAST)
         goal = shrink @ data @ shrink
+        self._admit_finite(goal)
         _admit_variances(torch.linalg.eigvalsh(goal))
         here = self._gain(law, p, x, reg)
         for s in (0.5**halving for halving in range(_HALVINGS)):
@@ -475,6 +500,10 @@ class _Part(NamedTuple):
             if self._gain(ahead, p, x, reg) >= here:
                 return ahead
         return law
+
+    def _admit_finite(self, goal: Tensor) -> None:
+        if not bool(goal.isfinite().all()):
+            raise ValueError(f"the moments of a component are not finite: {_FOLDED.format(self.mean.tolist())}")
 
     def _gain(self, law: _Law, p: Tensor, x: _Vectors, reg: float) -> float:
         """Mean log density of vectors under a law, less what the regularisation takes."""
@@ -666,7 +695,16 @@ class _Land:
         self.exact = settings.measure == "riemannian"
         alone = has_formula(self.M) or settings.n_components == 1
         self.graph = None if alone else Reach(self.M, x, "graph", settings.solver)
-        self.sketch = settings.roadmap.sketch if settings.roadmap else self.M.sketch(among(x))
+
+    @cached_property
+    def sketch(self) -> Manifold:
+        """A cheaper metric, where geodesics are solved first."""
+        roadmap = self.settings.roadmap
+        return roadmap.sketch if roadmap else self.M.sketch(among(self.x))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State without the sketch: it is large, and a copy makes it anew."""
+        return {name: value for name, value in self.__dict__.items() if name != "sketch"}
 
     def run(self, means: Tensor) -> _Run:
         """Fit a mixture that begins at some means.
@@ -720,7 +758,10 @@ class _Land:
             if not bool(path.converged):
                 return None
             columns = self.M.transport(path.points, law.root.mT.to(part.mean))[:, -1].double()
-            parts.append(self.part(path.points[-1], _cholesky(columns.mT @ columns), part))
+            ahead = self.part(path.points[-1], _cholesky(columns.mT @ columns), part)
+            if ahead.fan.is_empty and not part.fan.is_empty:
+                return None
+            parts.append(ahead)
         drift = state.sight.v.new_tensor([part.far(law) for part, law in zip(state.parts, laws, strict=True)])
         sight = state.sight.moved(torch.stack([part.mean for part in parts]), drift)
         return self.complete(parts, log_weights, sight)
@@ -745,6 +786,8 @@ class _Land:
         self._calibrate(sight)
         roots = [self._first_root(sight.v[own[:, k], k], frame) for k, frame in enumerate(frames)]
         parts = [self.part(mean, root) for mean, root in zip(means, roots, strict=True)]
+        if all(part.fan.is_empty for part in parts):
+            raise ValueError(f"no component can be measured: {_FOLDED.format(means[0].tolist())}")
         return self.complete(parts, (own.sum(0) / own.sum()).double().log(), sight)
 
     def _first_root(self, v: Tensor, frame: Tensor) -> Tensor:
@@ -859,7 +902,7 @@ class _Land:
             low[i], high[i] = torch.where(fine, middle[i], low[i]), torch.where(fine, high[i], middle[i] - 1)
             middle = (low + high + 1) // 2
         beyond = (radii > low[:, None]) & (low < last.clamp(max=_STEPS))[:, None]
-        past_cut = float(spread[beyond].sum() / spread.sum())
+        past_cut = float(spread[beyond].sum()) / max(float(spread.sum()), _TINY)
         return part._replace(fan=fan._replace(spread=torch.where(beyond, 0.0, fan.spread)), past_cut=past_cut)
 
     def _is_shortest(self, mean: Tensor, points: Tensor, v: Tensor) -> Tensor:

@@ -33,8 +33,9 @@ class FrechetMean:
         ``(*,)``, the weighted mean of the squared distances from the mean, over the points that count; infinite where
         none does.
     converged : Tensor
-        ``(*,)`` bool: a strict local minimum, stationary, reached by certified geodesics from the points that count.
-        No local method can promise that the minimum is global.
+        ``(*,)`` bool: a strict local minimum, stationary, reached by certified geodesics from all points with weight.
+        Where some of these failed, it is the mean of the others alone, and ``why`` says what share of the weight is
+        lost. No local method can promise that the minimum is global.
     why
         A sentence for each mean that did not converge, ``""`` for the others; a string for a single mean, otherwise
         nested lists in the shape of the batch.
@@ -297,13 +298,24 @@ class _Search:
         curves[self.sound] = moved
         return curves
 
+    def _lost(self) -> Tensor:
+        """Share of each mean's weight whose points do not count: ``(B,)``."""
+        counting = self.sound.to(self.weights)
+        lost, every = (
+            total(x, self.owner, self.weights, len(self.mu)) for x in (1 - counting, torch.ones_like(counting))
+        )
+        return lost / every
+
     def _judge(self) -> None:
-        counting = self._counting()
-        self.converged = self.descent.stationary & (self.close | (self.descent.tried == 0)) & counting
+        counting, lost = self._counting(), self._lost()
+        rests = self.descent.stationary & (self.close | (self.descent.tried == 0))
+        self.converged = rests & counting & (lost == 0)
         self.why = [""] * len(self.mu)
         for i in (~self.converged).nonzero()[:, 0].tolist():
             if not counting[i]:
                 self.why[i] = "no geodesic from the mean converged"
+            elif rests[i]:
+                self.why[i] = f"geodesics to points with {float(lost[i]):.3g} of the weight failed: they do not count"
             elif self.descent.stationary[i]:
                 self.why[i] = f"after {_ROUNDS} certificates the geodesics still change"
             else:

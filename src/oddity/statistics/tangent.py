@@ -67,7 +67,7 @@ class TangentPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         Counting the geodesics that did not converge: on fitting their codes do not count, on transforming the best
         curve found stands for them.
     ConvergenceWarning
-        If the mean did not converge.
+        If the mean did not converge, or is that of a part of the codes alone.
 
     Notes
     -----

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 HELD_OUT = 0.2  # of the codes, to judge densities by
 FRAMES = 7  # decoded along a walk
+BENT = 0.5  # bend of a step, above which the steps are too long for their law
 
 app = typer.Typer()
 
@@ -248,9 +249,11 @@ def walk(
     model: Model,
     start: Annotated[str, Option("--from", metavar="PLACE", help=PLACE)] = "0",
     steps: Annotated[int, Option(min=1, help="Steps of each walker.")] = 2000,
-    dt: Annotated[
-        float | None, Option(help="Time of a step; by default a tenth of that from a code to its tenth neighbour.")
+    time: Annotated[
+        float | None,
+        Option(help="Time of each walk; by default such that it goes half of the way between two codes."),
     ] = None,
+    dt: Annotated[float | None, Option(help="Time of a step, in place of that of the whole walk.")] = None,
     walkers: Annotated[int, Option(min=1, help="Walkers, of which the first is drawn.")] = 16,
     seed: Seed = 0,
     out: Annotated[Path, Option("--out", "-o", metavar="PNG", help="The figure: .png, .pdf or .svg.")] = Path(
@@ -260,7 +263,8 @@ def walk(
     """Walk at random from a place, by Riemannian and by Euclidean Brownian motion, and say how much keeps to the data.
 
     A point is within the data's support if it has a code as near as 99 % of the codes have another. The Euclidean
-    motion is that of a flat metric, under which steps at a typical code are as long as those of the Riemannian.
+    motion is that of a flat metric, under which steps at a typical code are as long as those of the Riemannian. Steps
+    that a stopped walk did not make count as outside.
     """
     import torch
 
@@ -268,37 +272,39 @@ def walk(
     from oddity.app.files import check_writable
     from oddity.geometry.pullback import expected_metric
     from oddity.models.storage import load_model
-    from oddity.statistics.brownian import DataSupport, brownian_motion, neighbour_time
+    from oddity.statistics.brownian import DataSupport, brownian_motion
 
     check_writable(out, plots.FIGURE_SUFFIXES)
+    if time is not None and dt is not None:
+        raise ValueError("--time and --dt both say how long the walk is; give one of them")
     saved = load_model(model)
     codes, M = latent.codes_of(saved), expected_metric(saved.vae.decoder)
     name, place = latent.place(saved, "--from", start)
-    dt = neighbour_time(M, codes) / 10 if dt is None else dt
+    if dt is None:
+        dt = (latent.walk_time(M, codes) if time is None else time) / steps
     support, crowd = DataSupport(codes), place.expand(walkers, -1)
     with messages().status("walks"), warnings_as_notes():
         found = {
             title: brownian_motion(space, crowd, steps, dt, generator=torch.Generator().manual_seed(seed))
             for title, space in {"Riemannian": M, "Euclidean": latent.flat_like(M, codes)}.items()
         }
-    shares = {title: _share_inside(w, support) for title, w in found.items()}
+    shares = {title: w.inside(support).float().mean(1) for title, w in found.items()}
     mean = {title: float(share.mean()) for title, share in shares.items()}
     drawn = _is_plane(saved) and latent.draw_walks(saved, found, mean, steps * dt, FRAMES)
     if drawn:
         plots.save(drawn, out)
     show(_walk_table(found, shares))
+    for title, w in found.items():
+        if said := latent.remarks(w, support):
+            note(f"{title}: {'; '.join(said)}")
+        if float(w.bend.max()) > BENT:
+            note(f"{title}: a step bends by {float(w.bend.max()):.2g} of itself: take more --steps, or less --time")
     note(
         f"from {name}, T = {steps} steps x {dt:.4g} = {steps * dt:.4g}; support: {support}{f'; {out}' if drawn else ''}"
     )
     for title, w in found.items():
         for why in list(filter(None, w.why))[:3]:
             note(f"{title}: {why}")
-
-
-def _share_inside(found: "Walk", support: Any) -> "Tensor":
-    """Return the share of each walker's steps within the support, (walkers,); a walk that was stopped has fewer."""
-    share: Tensor = found.inside(support).sum(1) / found.steps.clamp(min=1)
-    return share
 
 
 def _walk_table(found: "dict[str, Walk]", shares: "dict[str, Tensor]") -> "Table":

@@ -135,7 +135,8 @@ def _figures(out: Path, saved: "SavedModel", baseline: "VAE", pairs: "NDArray[An
         plots.variance(plane, deviations, codes, saved.labels, class_names=latent.class_names(saved)),
         out / "variance.png",
     )
-    shown = _most_to_see(found.ratio.tolist(), [tuple(labels) for labels in np.asarray(saved.labels)[pairs].tolist()])
+    kinds = [tuple(classes) for classes in np.asarray(saved.labels)[pairs].tolist()]
+    shown = _most_to_see(found.ratio.nan_to_num(1.0).tolist(), kinds)
     above, below = (along.images[shown].numpy() for along in latent.frames(saved, found, FRAMES))
     titles = [found.titles()[i] for i in shown]
     figure = plots.interpolations(above, below, titles, image_shape=latent.image_shape(saved))

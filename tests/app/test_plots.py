@@ -214,7 +214,19 @@ def test_values_carried_from_a_coarse_plane() -> None:
     np.testing.assert_allclose(values, fine.points.sum(1), atol=1e-9)  # linear values are exact
     hole = VALUES.copy()
     hole[0] = -np.inf
-    assert np.isfinite(fine.interpolated(PLANE, hole)).all()
+    known = np.isfinite(carried := fine.interpolated(PLANE, hole))
+    assert 0 < (~known).sum() < len(known) / 4
+    np.testing.assert_allclose(carried[known], values[known], atol=0.2)
+    assert (fine.interpolated(PLANE, np.full_like(VALUES, -np.inf)) == -np.inf).all()
+
+
+def test_a_density_carried_over_is_smooth_and_does_not_ring() -> None:
+    coarse, fine = (Plane((low := np.linspace(-3, 3, n)), low) for n in (17, 121))
+    normal = lambda z: -0.5 * np.square(z / [1.0, 0.5]).sum(1)  # noqa: E731
+    smooth = fine.interpolated(coarse, normal(coarse.points))
+    np.testing.assert_allclose(smooth, normal(fine.points), atol=1e-9)  # quadratic values are exact, as linear ones
+    cliff = np.where(coarse.points[:, 0] > 1, -1e6, normal(coarse.points))
+    assert fine.interpolated(coarse, cliff).max() < 1
 
 
 def test_a_saved_figure_is_what_its_name_says(tmp_path: Path) -> None:

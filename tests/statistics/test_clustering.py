@@ -263,6 +263,16 @@ def test_geodesics_that_fail_are_counted(method: str, few_waypoints: None) -> No
         np.testing.assert_allclose(D, Sphere(2).dist(z[:, None], torch.from_numpy(kmeans.cluster_centers_)), rtol=0.05)
 
 
+@pytest.mark.parametrize("estimator", [GeodesicKMeans, GeodesicKMedoids])
+def test_points_far_outside_are_counted(estimator: type, few_waypoints: None) -> None:
+    found = estimator(Pullback(lambda z: 3 * z), 3, method="graph", n_init=1, random_state=0).fit(clumps())
+    found.predict(clumps(20, seed=7))  # no word of codes that were held out
+    new = torch.cat([clumps(2, seed=7), torch.tensor([[50.0, 50.0], [-80.0, 3.0]]).double()])
+    for use in (found.predict, found.transform, found.score):
+        with pytest.warns(RuntimeWarning, match="2 of 8 points lie far outside of the codes"):
+            assert np.isfinite(use(new)).all()
+
+
 def test_a_search_that_is_cut_short_is_warned_of() -> None:
     with pytest.warns(ConvergenceWarning, match="not at rest after 1 iterations"):
         GeodesicKMeans(Sphere(2), 3, max_iter=1, random_state=0).fit(clumps())

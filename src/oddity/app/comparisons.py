@@ -28,6 +28,7 @@ from oddity.app.plots import (
     _where,
     beyond,
     class_colour,
+    class_round,
     limits,
     pictures,
 )
@@ -35,6 +36,7 @@ from oddity.app.plots import (
 _DPI = 200
 _LEFT, _PANEL, _GAP, _RIGHT = 0.8, 4.6, 0.35, 1.2  # inches
 _TOP, _SCALE, _LEGEND = 0.45, 0.6, 0.25
+_CENTRES, _FRAMES = "*PXd", ("-", "--", ":", "-.")  # by how often the colours were used up
 _SIGNS = 8  # in a row of the legend
 _SHARES = (0.5, 0.8, 0.95)  # of the mass, whose regions of highest density are drawn
 _CONTOURS: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.5)))  # from the inmost outwards
@@ -118,17 +120,20 @@ def clusters(
     k = max(len(np.asarray(found.centres)) for found in clusterings.values())
     side = min(0.9, _PANEL / k) if image_shape else 0.0
     figure, panels = _maps(plane, log_volume, codes, list(clusterings), k + 1, below=side and side + 0.4)
-    star: dict[str, Any] = {"marker": "*", "mec": "black", "mew": 0.9, "ls": ""}
+    star: dict[str, Any] = {"mec": "black", "mew": 0.9, "ls": ""}
     for axes, found in zip(panels, clusterings.values(), strict=True):
         labels, centres = np.asarray(found.labels), _flat_codes(found.centres)
         handles = [_scatter_class(axes, codes[labels == i], i, f"cluster {i}") for i in range(k)]
         for i, centre in enumerate(centres):
-            axes.plot(*centre, ms=19, mfc=class_colour(i), zorder=5, **star)
+            sign = _CENTRES[class_round(i) % len(_CENTRES)]
+            axes.plot(*centre, marker=sign, ms=19 if sign == "*" else 14, mfc=class_colour(i), zorder=5, **star)
         if image_shape and found.images is not None:
             cells = [_cell(figure, axes, i, k, side) for i in range(k)]
             _fill(cells, np.asarray(found.images), image_shape, [class_colour(i) for i in range(k)])
+            for i, cell in enumerate(cells[: len(found.images)]):  # type: ignore[arg-type]
+                cell.spines[:].set_linestyle(_FRAMES[class_round(i) % len(_FRAMES)])
             cells[0].set_title("centres, decoded", loc="left", fontsize="medium")
-    _legend(figure, [*handles, Line2D([], [], ms=14, mfc="white", label="centre", **star)])
+    _legend(figure, [*handles, Line2D([], [], marker="*", ms=14, mfc="white", label="centre", **star)])
     return figure
 
 

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike, NDArray
-from scipy.interpolate import RegularGridInterpolator
+from scipy.interpolate import RectBivariateSpline, RegularGridInterpolator
+from scipy.ndimage import distance_transform_edt, maximum_filter
 
 from oddity.app.datasets import channels_last
 from oddity.app.files import check_writable, replacing
@@ -28,6 +29,7 @@ CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#CC79A7
 CLASS_MARKERS = "os^Dv"
 GEODESIC_COLOUR, STRAIGHT_COLOUR = "#D7191C", "#FFFFFF"
 _DPI = 200
+_DEPTH = 30.0  # logarithm of a density, below its greatest, beyond which there is nothing to draw
 
 Array = NDArray[np.floating[Any]]
 
@@ -75,12 +77,22 @@ class Plane:
     def interpolated(self, coarse: "Plane", values: ArrayLike) -> Array:
         """Values at the points of another plane, carried over to these points: (h' * w',) -> (h * w,).
 
-        What is minus infinity there becomes less than every other value by 100.
+        By a bicubic spline. What is less than the greatest value by more than 30 counts as 30 less, and nothing rises
+        above the values around it, since a spline rings beside a cliff. What is not finite is taken from the nearest
+        that is, and becomes minus infinity again.
         """
         image = coarse.image(values)
         finite = np.isfinite(image)
-        image = np.where(finite, image, image[finite].min(initial=0.0) - 100)
-        along: Array = RegularGridInterpolator((coarse.z2, coarse.z1), image)(self.points[:, ::-1])
+        if not finite.any():
+            return np.full(len(self.points), -np.inf)
+        nearest = distance_transform_edt(~finite, return_distances=False, return_indices=True)
+        filled = np.maximum(image[tuple(nearest)], image[finite].max() - _DEPTH)
+        smooth = RectBivariateSpline(coarse.z2, coarse.z1, filled)(self.z2, self.z1).ravel()
+        around, known = (
+            RegularGridInterpolator((coarse.z2, coarse.z1), part)(self.points[:, ::-1])
+            for part in (maximum_filter(filled, 3), finite.astype(float))
+        )
+        along: Array = np.where(known > 0.5, np.minimum(smooth, around), -np.inf)
         return along
 
     def image(self, values: ArrayLike) -> Array:
@@ -364,9 +376,14 @@ def _scatter_codes(
 def _scatter_class(axes: Axes, here: Array, i: int, name: str, size: float = 9) -> Line2D:
     """Draw the codes of the i-th class and return a legend handle for it."""
     colour = class_colour(i)
-    marker = CLASS_MARKERS[i // len(CLASS_COLOURS) % len(CLASS_MARKERS)]
+    marker = CLASS_MARKERS[class_round(i) % len(CLASS_MARKERS)]
     axes.scatter(here[:, 0], here[:, 1], s=size, c=colour, marker=marker, linewidths=0.25, edgecolors="black")
     return Line2D([], [], ls="", marker=marker, ms=7, mfc=colour, mec="black", mew=0.4, label=name)
+
+
+def class_round(i: int) -> int:
+    """How often the colours were used up before the i-th class: what else tells it apart."""
+    return i // len(CLASS_COLOURS)
 
 
 def class_colour(i: int) -> str:

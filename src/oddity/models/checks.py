@@ -58,6 +58,20 @@ def check_not_negative(**settings: Any) -> None:
             raise ValueError(f"{name}={value!r}: it must be one finite number, and not negative")
 
 
+def check_kind(kind: type, example: str, **settings: Any) -> None:
+    """Refuse settings that are neither None nor of a kind.
+
+    Examples
+    --------
+    >>> check_kind(float, "0.5", share="a")
+    Traceback (most recent call last):
+    ValueError: share='a': it must be None or a float, such as 0.5
+    """
+    for name, value in settings.items():
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{name}={value!r}: it must be None or a {kind.__name__}, such as {example}")
+
+
 def layers_of(sizes: Any, name: str = "hidden", least: int = 0) -> tuple[int, ...]:
     """Return the sizes of layers, or say what is wrong with them.
 

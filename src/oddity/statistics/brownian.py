@@ -16,7 +16,7 @@ from torch import Tensor
 
 from oddity.geometry.curve import nested
 from oddity.geometry.manifold import Manifold, in_chart
-from oddity.statistics.settings import admit_count
+from oddity.models.checks import check_whole
 
 __all__ = ["DataSupport", "Walk", "brownian_motion", "heat_kernel_samples", "manifold_samples"]
 
@@ -214,8 +214,8 @@ def heat_kernel_samples(
     (torch.Size([2000, 2]), True)
     """
     M.admit(z)
-    admit_count("n", n)
-    admit_count("steps", steps)
+    check_whole(n=n)
+    check_whole(steps=steps)
     starts = z[..., None, :].expand(*z.shape[:-1], n, z.shape[-1])
     return _ends(_Walkers(M, starts, steps, t / steps, True, domain, reflect), generator).reshape(starts.shape)
 
@@ -276,8 +276,8 @@ def manifold_samples(
     (torch.Size([50, 2]), True)
     """
     _admit_codes(M, codes)
-    admit_count("n", n)
-    admit_count("steps", steps)
+    check_whole(n=n)
+    check_whole(steps=steps)
     codes = codes.detach()
     t = neighbour_time(M, codes) if t is None else t
     pick = torch.randint(len(codes), (n,), generator=generator, device=codes.device)
@@ -344,7 +344,7 @@ class _Walkers:
         self, M: Manifold, z: Tensor, steps: int, dt: float, drift: bool, domain: Domain | None, reflect: bool
     ) -> None:
         M.admit(z)
-        admit_count("steps", steps)
+        check_whole(steps=steps)
         if not 0 < dt < math.inf:
             raise ValueError(f"a step would take the time {dt}; it must be positive and finite")
         self.M, self.steps, self.dt, self.drift, self.domain, self.reflect = M, steps, dt, drift, domain, reflect

@@ -18,6 +18,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol, Self, TypeAlias, get_args
 
 import numpy as np
@@ -34,10 +35,10 @@ from torch import Tensor
 from oddity.geometry.connect import ChainSolver
 from oddity.geometry.distances import neighbour_graph, pairwise_distances
 from oddity.geometry.manifold import Manifold
+from oddity.models.checks import check_kind, check_whole
 from oddity.numerics.graph import distances_from
 from oddity.statistics.legs import Legs, has_formula, legs_along
 from oddity.statistics.means import Descent, admit_codes, total, warn_of_failures
-from oddity.statistics.settings import admit_count, admit_type
 
 __all__ = ["GeodesicKMeans", "GeodesicKMedoids", "Reach"]
 
@@ -47,6 +48,7 @@ Numbers: TypeAlias = NDArray[np.int64]
 
 _CELLS = 256  # representatives of the codes, on which their means are found
 _NEAR = 1.25  # a representative has legs to the centres that are at most so many times as far as the nearest
+_FAR = 5.0  # times the longest way from a code to its nearest other, beyond which a point is far outside
 _JOINS = 16  # nodes of the graph to which a new point is joined
 _PAIRS = 256  # pairs whose paths are sought at a time
 _ROWS = 1 << 20  # numbers in a block
@@ -79,6 +81,9 @@ class _Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
     def _distances(self, X: ArrayLike | Tensor) -> Array:
         check_is_fitted(self)
         z = admit_codes(self, X, like=self._reach.z)
+        if far := int(self._reach.far_outside(z).sum()):
+            message = f"{far} of {len(z)} points lie far outside of the codes: their distances lead where no data tell"
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
         return self._reach.measure(torch.as_tensor(self.cluster_centers_).to(z), z)
 
     def _inertia(self, D: Array) -> float:
@@ -87,9 +92,9 @@ class _Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
     def _begin(self, X: ArrayLike | Tensor) -> tuple[Reach, np.random.RandomState]:
         """Check settings and codes, and prepare to measure."""
         for name in ("n_clusters", "n_init", "max_iter"):
-            admit_count(name, getattr(self, name))
-        admit_count("sample", self.sample, least=0 if self.method == "graph" else 1)
-        admit_type("solver", self.solver, ChainSolver, "oddity.ChainSolver(segments=64)")
+            check_whole(**{name: getattr(self, name)})
+        check_whole(0 if self.method == "graph" else 1, sample=self.sample)
+        check_kind(solver=self.solver, kind=ChainSolver, example="oddity.ChainSolver(segments=64)")
         if self.method not in get_args(Method):
             raise ValueError(f"unknown method {self.method!r}; choose {', '.join(get_args(Method))}")
         z = admit_codes(self, X)
@@ -187,7 +192,9 @@ class GeodesicKMeans(_Clusterer):
     -----
     RuntimeWarning
         Counting the geodesics that did not converge: their codes do not count in the means, and in an assignment the
-        shorter of the curve found and the path on the graph stands for the geodesic.
+        shorter of the curve found and the path on the graph stands for the geodesic. Afterwards counting the points far
+        outside of the codes, whose way to the nearest is five times as long as any code's to its nearest other. They
+        are joined to the graph by straight lines, and have finite distances all the same.
     ConvergenceWarning
         If ``max_iter`` did not suffice, or clusters stay empty since there are too few different codes.
 
@@ -318,7 +325,8 @@ class GeodesicKMedoids(_Clusterer):
     Warns
     -----
     RuntimeWarning
-        Counting the geodesics that did not converge; the shortest curve found stands for them.
+        Counting the geodesics that did not converge; the shortest curve found stands for them. Afterwards counting the
+        points far outside of the codes, as :class:`GeodesicKMeans`.
     ConvergenceWarning
         If ``max_iter`` swaps did not suffice, or there are fewer different codes than clusters.
 
@@ -634,6 +642,30 @@ class Reach:
         warn_of_failures(int((~converged).sum()), len(i), "the shortest curve found stands for the geodesic")
         D[i, c] = np.where(converged, length, np.fmin(length, D[i, c]))
         return D
+
+    def far_outside(self, x: Tensor) -> NDArray[np.bool_]:
+        """Whether the way to the nearest code is by far longer than any from a code to its nearest other: ``(n,)``.
+
+        By straight ways to what is nearest in the chart; no point is, where a formula measures everywhere alike.
+        """
+        if self.roads is None or len(x) == 0:
+            return np.zeros(len(x), bool)
+        near = torch.cat([torch.cdist(part, self.z).argmin(1) for part in x.split(1 + _ROWS // len(self.z))])
+        way = self.roads._straight(x, self.z[near], self.M)
+        far: NDArray[np.bool_] = ~(way <= _FAR * self._spacing).cpu().numpy()
+        return far
+
+    @cached_property
+    def _spacing(self) -> float:
+        """The longest straight way from a code to the nearest that is another point."""
+        assert self.roads is not None
+        z = self.roads.codes[torch.from_numpy(np.unique(self.place))]
+        if len(z) == 1:
+            return math.inf
+        near = torch.cat(
+            [torch.cdist(part, z).topk(2, largest=False).indices[:, 1] for part in z.split(1 + _ROWS // len(z))]
+        )
+        return float(self.roads._straight(z, z[near], self.M).max())
 
     def gauge(self, centres: Tensor, sample: int, rng: np.random.RandomState) -> None:
         """Learn the graph's error from a random sample of codes and their nearest centres."""

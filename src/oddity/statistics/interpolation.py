@@ -12,7 +12,7 @@ from oddity.geometry.connect import ChainSolver, Init
 from oddity.geometry.curve import Geodesic, nested
 from oddity.geometry.manifold import Manifold
 from oddity.geometry.roadmap import Roadmap
-from oddity.statistics.settings import admit_count
+from oddity.models.checks import check_whole
 
 __all__ = ["Analogy", "Interpolation", "analogy", "interpolate"]
 
@@ -65,7 +65,7 @@ class Interpolation:
         ValueError
             If there are fewer than two frames, or the decoder has no mean.
         """
-        admit_count("frames", frames, least=2)  # both ends are frames
+        check_whole(2, frames=frames)  # both ends are frames
         if not callable(getattr(decoder, "mean", None)):
             raise ValueError(f"{type(decoder).__name__} has no mean(z) to decode with")
         points = geodesic.points

@@ -23,10 +23,10 @@ from oddity.geometry.connect import ChainSolver
 from oddity.geometry.jacobi import exponential_spread
 from oddity.geometry.manifold import Manifold
 from oddity.geometry.roadmap import Roadmap, among
+from oddity.models.checks import check_kind, check_whole
 from oddity.statistics.clustering import GeodesicKMeans, Reach
 from oddity.statistics.legs import Legs, Taylor, covariant_hessian, has_formula, legs_along
 from oddity.statistics.means import admit_codes, warn_of_failures
-from oddity.statistics.settings import admit_count, admit_type
 
 __all__ = ["LAND"]
 
@@ -232,9 +232,9 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose {' or '.join(get_args(choices))}")
         for name in ("n_components", "n_samples", "max_iter", "n_init"):
-            admit_count(name, getattr(self, name))
-        admit_type("roadmap", self.roadmap, Roadmap, "oddity.Roadmap(M, codes)")
-        admit_type("solver", self.solver, ChainSolver, "oddity.ChainSolver(segments=64)")
+            check_whole(**{name: getattr(self, name)})
+        check_kind(roadmap=self.roadmap, kind=Roadmap, example="oddity.Roadmap(M, codes)")
+        check_kind(solver=self.solver, kind=ChainSolver, example="oddity.ChainSolver(segments=64)")
         for name in ("tol", "reg_covar"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give a number, at least 0")
@@ -349,7 +349,7 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
         which is kept if it is shorter than the distance to the cut locus.
         """
         check_is_fitted(self)
-        admit_count("n_samples", n_samples)
+        check_whole(n_samples=n_samples)
         rng = check_random_state(self.random_state if random_state is None else random_state)
         counts = rng.multinomial(n_samples, self.weights_ / self.weights_.sum())
         with torch.no_grad():

@@ -60,9 +60,10 @@ def _pairs(saved: SavedModel, count: int, seed: int) -> Connections:
 def _figure(found: Connections, both: dict[str, Interpolation]) -> Figure:
     """Draw the correlations between frames, of the pair whose line is longest beside its geodesic."""
     pair = int(found.ratio.nan_to_num(1.0).argmin())
+    low = min(0.0, *(float(frames.autocorrelation[pair].min()) for frames in both.values()))
     figure = Figure(figsize=(8.4, 4.1), dpi=200, layout="constrained")
     for axes, (name, frames) in zip(panels := figure.subplots(1, 2), both.items(), strict=True):
-        shown = axes.imshow(frames.autocorrelation[pair].numpy(), cmap="cividis", vmin=-1, vmax=1)
+        shown = axes.imshow(frames.autocorrelation[pair].numpy(), cmap="cividis", vmin=low, vmax=1)
         axes.set_title(f"{TITLES[name]}: unevenness {float(frames.unevenness[pair]):.2f}")
         axes.set(xlabel="frame", ylabel="frame")
     bar: Any = figure.colorbar(shown, ax=panels)

@@ -274,8 +274,8 @@ def test_stopped_samples_are_counted_in_a_warning() -> None:
         ([0.0, torch.nan], {}, r"z holds nan at index \(1,\)"),
         ([0.0, 0.0, 0.0], {}, "2 coordinates"),
         ([2.0, 0.0], {}, "Poincare ball"),
-        ([0.0, 0.0], {"steps": 0}, "steps is 0; give an integer of at least 1"),
-        ([0.0, 0.0], {"steps": 2.5}, "steps is 2.5; give an integer"),
+        ([0.0, 0.0], {"steps": 0}, "steps=0: it must be a whole number, and at least 1"),
+        ([0.0, 0.0], {"steps": 2.5}, "steps=2.5: it must be a whole number"),
         ([0.0, 0.0], {"dt": 0.0}, "time 0.0; it must be positive"),
         ([0.0, 0.0], {"dt": math.nan}, "time nan; it must be positive"),
         ([0.5, 0.0], {"domain": lambda z: z[:, 0] < 0}, r"start 0 of 1, \[0.5, 0.0\], lies outside the domain"),
@@ -298,7 +298,7 @@ def test_a_start_with_a_singular_metric_is_refused() -> None:
         manifold_samples(Euclidean(), torch.zeros(20, 2), 4, t=0.1)
     assert brownian_motion(M + Euclidean(), torch.zeros(2), 3, 0.1).completed
     for n in (0, 2.5, True):
-        with pytest.raises(ValueError, match=f"n is {n}; give an integer of at least 1"):
+        with pytest.raises(ValueError, match=f"n={n}: it must be a whole number, and at least 1"):
             heat_kernel_samples(Euclidean(), torch.zeros(2), 0.1, n)  # type: ignore[arg-type]
 
 

@@ -121,7 +121,7 @@ def test_misuse_is_refused() -> None:
     vae, x = Model(), data(2)
     M = oddity.expected_metric(vae.decoder)
     for frames in (1, 2.5):
-        with pytest.raises(ValueError, match=f"frames is {frames}; give an integer of at least 2"):
+        with pytest.raises(ValueError, match=f"frames={frames}: it must be a whole number, and at least 2"):
             interpolate(vae, M, x[0], x[1], frames)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"has no encode\(x\)"):
         interpolate(vae.decoder, M, x[0], x[1])  # type: ignore[arg-type]

@@ -342,14 +342,14 @@ def test_arrays_and_tensors_are_alike() -> None:
     [
         ({"measure": "lebesgue"}, "unknown measure 'lebesgue'; choose riemannian or magnification"),
         ({"init_params": "random"}, "unknown init_params 'random'; choose kmeans or geodesic"),
-        ({"n_components": 0}, "n_components is 0"),
-        ({"n_components": "2"}, "n_components is '2'; give an integer of at least 1"),
-        ({"n_components": 1.5}, "n_components is 1.5"),
-        ({"n_components": True}, "n_components is True"),
-        ({"max_iter": 0}, "max_iter is 0"),
-        ({"max_iter": 2.5}, "max_iter is 2.5"),
-        ({"roadmap": 3}, "roadmap is 3; give None or a Roadmap"),
-        ({"solver": 3}, "solver is 3; give None or a ChainSolver"),
+        ({"n_components": 0}, "n_components=0: it must be"),
+        ({"n_components": "2"}, "n_components='2': it must be a whole number, and at least 1"),
+        ({"n_components": 1.5}, "n_components=1.5: it must be"),
+        ({"n_components": True}, "n_components=True: it must be"),
+        ({"max_iter": 0}, "max_iter=0: it must be"),
+        ({"max_iter": 2.5}, "max_iter=2.5: it must be"),
+        ({"roadmap": 3}, "roadmap=3: it must be None or a Roadmap"),
+        ({"solver": 3}, "solver=3: it must be None or a ChainSolver"),
         ({"reg_covar": -1.0}, "reg_covar is -1.0"),
         ({"tol": math.nan}, "tol is nan"),
         ({"n_components": 11}, "minimum of 11 is required"),
@@ -377,7 +377,7 @@ def test_points_that_cannot_be_fitted_are_refused() -> None:
         LAND(Sphere(2)).predict(torch.zeros(1, 2))
     model = LAND(Euclidean(2), n_samples=32, random_state=0).fit(normal(20))
     for count in (0, 2.5):
-        with pytest.raises(ValueError, match=f"n_samples is {count}; give an integer of at least 1"):
+        with pytest.raises(ValueError, match=f"n_samples={count}: it must be a whole number, and at least 1"):
             model.sample(count)  # type: ignore[arg-type]
 
 

@@ -415,8 +415,8 @@ def interpolate_chain(c: Tensor, t: Tensor) -> Tensor:
     Examples
     --------
     >>> t = torch.linspace(0, 1, 9, dtype=torch.float64)
-    >>> cubic = (t**3)[:, None]
-    >>> bool(torch.allclose(interpolate_chain(cubic, t + 0.01 * (1 - t)), ((t + 0.01 * (1 - t))**3)[:, None]))
+    >>> cubic = ((1 + t) ** 3)[:, None]
+    >>> bool(torch.allclose(interpolate_chain(cubic, t + 0.01 * (1 - t)), ((1 + t + 0.01 * (1 - t)) ** 3)[:, None]))
     True
     """
     return _cubics(c, t)[0]

@@ -111,7 +111,8 @@ def _raced(M: Manifold, a: Tensor, b: Tensor, init: Init, solver: ChainSolver) -
     for i in (converged & (gap > solver.resolution * length)).nonzero()[:, 0].tolist():
         converged[i], why[i] = False, "the curve leaps between its points: raise segments"
     line = race.lengths_of_lines(a, b)
-    for i in (~converged & race.longer(line.repeat(len(names)))[pick] & line.isfinite()).nonzero()[:, 0].tolist():
+    worse = ~converged & race.longer(line.repeat(len(names)))[pick] & line.isfinite()
+    for i in worse.nonzero()[:, 0].tolist() if "line" in names else []:  # a curve that was asked for is what it is
         why[i], start[i] = f"{why[i]}, which is given in its place", "line"
         points[i] = resampled(M, _line(a[i : i + 1], b[i : i + 1], solver.max_segments), points.shape[1] - 1)[0]
         length[i], gap[i] = line[i], 0

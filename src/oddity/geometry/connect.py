@@ -37,7 +37,8 @@ class ChainSolver:
     Parameters
     ----------
     segments
-        Segments of the first grid, an even number; at least 64 under a table, where they cost little.
+        Segments of the first grid, an even number; under a sketch half as many, or at least 64 where it is a table and
+        they cost little.
     max_segments
         A curve that its grid does not resolve is solved again on twice as many, denser where it was missed, up to
         this number.
@@ -101,7 +102,10 @@ def _raced(M: Manifold, a: Tensor, b: Tensor, init: Init, solver: ChainSolver) -
     shape, d = a.shape[:-1], a.shape[-1]
     a, b = a.reshape(-1, d), b.reshape(-1, d)
     sketch = init.sketch if isinstance(init, Roadmap) else M
-    names, starts = _starts(M, a, b, shape, init, _scouting(solver, sketch).segments)
+    first = _scouting(solver, sketch).segments
+    if sketch is not M and d > 2:  # the way is long, most of it through what any grid resolves
+        first = max(2, first // 4 * 2)
+    names, starts = _starts(M, a, b, shape, init, first)
     race = _Race(M, starts.flatten(0, 1), len(names), solver, sketch)
     converged, why = race.verdict(a, b)
     pick = race.winners(converged)  # (B,)
@@ -371,7 +375,7 @@ class _Race:
             return found, _measure(self.M, found.points, widths)
         found = self._solve(_Guided(self.M, self.sketch), entrants, chains, widths, exact=True, most=_GUIDED)
         measured = _measure(self.M, found.points, widths)
-        drawn = _measure(self.sketch, found.points, widths).steps
+        drawn = self.sketch._steps_at(found.points, (1,))[0]
         apart = ~((drawn - measured.steps).abs().amax(-1) <= _AGREES * measured.steps.amax(-1))
         n = chains.shape[1] - 1
         some = found.points[:, [n // 8, 3 * n // 8, 5 * n // 8, 7 * n // 8]].flatten(0, 1)
@@ -415,9 +419,10 @@ class _Race:
     def verdict(self, a: Tensor, b: Tensor) -> tuple[Tensor, list[str]]:
         """Whether each curve converged, and if not, why."""
         line = self.lengths_of_lines(a, b)
-        seems = self.longer(line.repeat(self.count)).reshape(self.count, -1).any(0)
-        if bool(seems.any()):  # a coarse line may have stepped over something: look again before a judgement
-            line[seems] = _measure(self.M, _line(a[seems], b[seems], self.solver.max_segments)).length
+        for n in (2 * self.solver.segments, self.solver.max_segments):  # a line may have stepped over something:
+            seems = self.longer(line.repeat(self.count)).reshape(self.count, -1).any(0)
+            if bool(seems.any()):  # look again before a judgement
+                line[seems] = _measure(self.M, _line(a[seems], b[seems], n)).length
         line = line.repeat(self.count)
         longer = self.longer(line)
         why = list(self.why)
@@ -431,9 +436,12 @@ class _Race:
         return self.stationary & self.resolved & ~longer, why
 
     def lengths_of_lines(self, a: Tensor, b: Tensor) -> Tensor:
-        """Lengths of the straight lines, measured once: ``(B, d) -> (B,)``."""
+        """Lengths of the straight lines, by chords, which are no longer than they: ``(B, d) -> (B,)``.
+
+        A verdict measures those better that seem shorter than the curve.
+        """
         if self.lines is None:
-            self.lines = _measure(self.M, _line(a, b, 2 * self.solver.segments)).length
+            self.lines = self.M._lengths(_line(a, b, self.solver.segments))
         return self.lines
 
     def longer(self, line: Tensor) -> Tensor:

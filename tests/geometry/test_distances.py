@@ -360,3 +360,12 @@ def test_distances_on_a_graph() -> None:
     part = components(20, edges)
     assert ((part[:, None] == part) == np.isfinite(wanted)).all()
     assert distances_from(2, np.array([[0, 1]]), np.zeros(1), np.array([0]))[0, 1] < 1e-300
+
+
+def test_workers_get_the_tables_that_were_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = points().float()
+    roads = oddity.Roadmap(oddity.expected_metric(decoder()), codes)
+    state = cloudpickle.loads(cloudpickle.dumps(roads.unfolded()))
+    monkeypatch.setattr(oddity.Roadmap, "_sketched", None)
+    again = oddity.Roadmap.folded(state)
+    assert torch.equal(again.paths(codes[:3], codes[3:6], 8), roads.paths(codes[:3], codes[3:6], 8))

@@ -482,10 +482,11 @@ class _Work:
         """Solve some pairs, counted from 0 to count, and write them into the matrix."""
         if count and self.graph.roads:
             _ = self.graph.roads._net  # found here once, and not by each worker again
+        roads = None if self.graph.roads is None else self.graph.roads.unfolded()
 
         def job(at: slice) -> Any:
             i, j = (torch.from_numpy(index).to(self.z.device) for index in self.pairs.places(numbers(at)))
-            return delayed(_geodesics)(self.M, self.graph.roads, self.z[i], self.z2[j], self.solver)
+            return delayed(_geodesics)(self.M, roads, self.z[i], self.z2[j], self.solver)
 
         for at, (length, converged, why) in self._run(stage, _blocks(count, self.block), job):
             i, j = self.pairs.places(numbers(at))
@@ -517,10 +518,10 @@ def _paths(n: int, edges: Numbers, lengths: NDArray[Any], sources: Numbers, targ
 
 
 def _geodesics(
-    M: Manifold, roads: Roadmap | None, a: Tensor, b: Tensor, solver: ChainSolver | None
+    M: Manifold, roads: dict[str, Any] | None, a: Tensor, b: Tensor, solver: ChainSolver | None
 ) -> tuple[NDArray[Any], NDArray[np.bool_], list[str]]:
     """Lengths and verdicts of a block of pairs, in another process perhaps."""
-    g = M.geodesic(a, b, init=roads, solver=solver)
+    g = M.geodesic(a, b, init=None if roads is None else Roadmap.folded(roads), solver=solver)
     return g.length.detach().cpu().numpy(), g.converged.cpu().numpy(), g.why
 
 

@@ -104,6 +104,25 @@ class Roadmap:
         """
         return cls(M, codes[:: max(1, -(-len(codes) // _ENOUGH))])
 
+    def unfolded(self) -> dict[str, Any]:
+        """Return all there is, tables too: for a worker process that shall not make them anew, as a pickle would."""
+        return dict(self.__dict__)
+
+    @classmethod
+    def folded(cls, state: dict[str, Any]) -> Roadmap:
+        """Put together what :meth:`unfolded` returned.
+
+        Examples
+        --------
+        >>> import oddity
+        >>> codes = torch.randn(9, 2, generator=torch.Generator().manual_seed(0))
+        >>> Roadmap.folded(Roadmap(oddity.Euclidean(2), codes).unfolded())
+        Roadmap(Euclidean(2), 9 codes, 36 edges)
+        """
+        roads = cls.__new__(cls)
+        roads.__dict__.update(state)
+        return roads
+
     def __getstate__(self) -> dict[str, Any]:
         """State without the tables of the metric and of all paths: they are large, and a copy makes them anew."""
         return {name: value for name, value in self.__dict__.items() if name not in ("sketch", "_net")}

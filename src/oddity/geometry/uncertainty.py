@@ -178,10 +178,9 @@ def _parts(decoder: Decoder) -> tuple[Manifold, tuple[Pullback, Pullback]]:
 
 def _matched(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Changes of mean and standard deviation ``(*, D)``, which are those of the same outputs."""
-    if a.shape[-1] != b.shape[-1] and 1 not in (a.shape[-1], b.shape[-1]):
+    if a.shape != b.shape:
         widths = f"the mean has {a.shape[-1]} outputs and the standard deviation {b.shape[-1]}"
         raise ValueError(f"{widths}; give each output its own, e.g. std.expand_as(mean)")
-    a, b = torch.broadcast_tensors(a, b)
     return a, b
 
 

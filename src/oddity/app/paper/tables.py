@@ -25,9 +25,12 @@ def table(found: Record) -> str:
     | surface | length between two points | picture | 3.00 | 3.50 |
     <BLANKLINE>
     """
-    rows = [row for name, lay in _ROWS.items() if name in found for row in lay(found[name])]
-    shared = {name: found["settings"][name]["repetitions"] for name in _ROWS_OF_MODELS if name in found}
-    rows += [row for name, count in shared.items() for row in _ROWS_OF_MODELS[name](found[name], count)]
+    rows: list[Row] = []
+    for name, record in found.items():
+        if name in _ROWS:
+            rows += _ROWS[name](record)
+        elif name in _ROWS_OF_MODELS:
+            rows += _ROWS_OF_MODELS[name](record, found["settings"][name]["repetitions"])
     lines = [("experiment", "figure", "paper", "ours", "Euclidean or baseline"), ("---",) * 5, *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines).replace("| --- " * 5 + "|", "|---" * 5 + "|")
 

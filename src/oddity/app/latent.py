@@ -15,6 +15,7 @@ from oddity.app import comparisons, plots
 from oddity.app.datasets import Dataset
 from oddity.app.plots import Plane
 from oddity.app.report import Connections
+from oddity.geometry.curve import Geodesic
 from oddity.geometry.manifold import Manifold
 from oddity.geometry.pullback import expected_metric
 from oddity.geometry.roadmap import Roadmap, resampled
@@ -152,19 +153,22 @@ def draw_map(saved: SavedModel, plane: Plane, found: Connections | None = None) 
 
 def frames(saved: SavedModel, found: Connections, count: int) -> tuple[Interpolation, Interpolation]:
     """Decode frames at equal steps along the geodesics, and along the straight lines."""
-    g = found.geodesic
-    lines = Euclidean().geodesic(g.points[:, 0], g.points[:, -1])
-    along, straight = (Interpolation.along(saved.vae.decoder, curve, count) for curve in (g, lines))
+    curves = found.geodesic, _lines(found)
+    along, straight = (Interpolation.along(saved.vae.decoder, curve, count) for curve in curves)
     return along, straight
 
 
 def paced(saved: SavedModel, found: Connections, count: int) -> Interpolation:
     """Decode frames along the straight lines, at equal steps of their Riemannian length."""
-    g = found.geodesic
-    lines = Euclidean().geodesic(g.points[:, 0], g.points[:, -1])
+    g, lines = found.geodesic, _lines(found)
     n = g.points.shape[-2] - 1
     points = resampled(g.manifold, lines(torch.linspace(0, 1, n + 1, dtype=g.points.dtype)), n)
     return Interpolation.along(saved.vae.decoder, replace(lines, points=points), count)
+
+
+def _lines(found: Connections) -> Geodesic:
+    """The straight lines between the ends, as geodesics of the flat chart."""
+    return Euclidean().geodesic(found.geodesic.points[:, 0], found.geodesic.points[:, -1])
 
 
 def draw_frames(

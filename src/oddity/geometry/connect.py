@@ -109,9 +109,9 @@ def _raced(M: Manifold, a: Tensor, b: Tensor, init: Init, solver: ChainSolver) -
     race = _Race(M, starts.flatten(0, 1), len(names), solver, sketch)
     converged, why = race.verdict(a, b)
     pick = race.winners(converged)  # (B,)
-    points, length, converged = race.points(pick), race.length[pick], converged[pick]
+    points, gap = race.published(pick)
+    length, converged = race.length[pick], converged[pick]
     why, start = [why[i] for i in pick.tolist()], [names[i // max(1, len(a))] for i in pick.tolist()]
-    gap = race.gaps(pick)
     for i in (converged & (gap > solver.resolution * length)).nonzero()[:, 0].tolist():
         converged[i], why[i] = False, "the curve leaps between its points: raise segments"
     line = race.lengths_of_lines(a, b)
@@ -471,29 +471,23 @@ class _Race:
                 at = (pick[used][:, None] == ended).int().argmax(1)
                 yield used.nonzero()[:, 0], points[at], widths[at]
 
-    def points(self, pick: Tensor) -> Tensor:
-        """The picked curves at equal steps of length, twice as many as their finest grid has."""
+    def published(self, pick: Tensor) -> tuple[Tensor, Tensor]:
+        """The picked curves at equal steps of length, and by how much the curves through them miss their lengths.
+
+        There are twice as many steps as their finest grid has. They are far apart in the chart where the metric is
+        small; only there is it measured, on four times the grid of the curve itself, whatever the others have.
+        """
         found = list(self.on_grids(pick))
         n = max((2 * widths.shape[1] for _, _, widths in found), default=self.solver.segments)
-        whole = self.length.new_empty(len(pick), n + 1, self.dim)
+        whole, gaps = self.length.new_empty(len(pick), n + 1, self.dim), torch.zeros_like(self.length[pick])
         for used, points, widths in found:
-            whole[used] = _regridded(_at_equal_steps(points, widths), n)
-        return whole
-
-    def gaps(self, pick: Tensor) -> Tensor:
-        """By how much the curves through such points miss the lengths of the picked ones: ``(B,)``.
-
-        Equal steps of length are far apart in the chart where the metric is small; only there is it measured, on four
-        times the grid of the curve itself, whatever the others have.
-        """
-        gaps = torch.zeros_like(self.length[pick])
-        for used, points, widths in self.on_grids(pick):
-            curve = _at_equal_steps(points, widths)
-            some = leaps(curve)
+            m = 2 * widths.shape[1]
+            curve = _through(points, places_at(_times_of(widths), _times(m, points)))
+            whole[used], some = _regridded(curve, n), leaps(curve)
             if bool(some.any()):
-                fine = interpolate_chain(curve[some], _times(8 * widths.shape[1], curve))
+                fine = interpolate_chain(curve[some], _times(4 * m, curve))
                 gaps[used[some]] = (self.M._lengths(fine) - self.length[pick[used[some]]]).abs()
-        return gaps
+        return whole, gaps
 
     def momentum(self, pick: Tensor) -> Tensor:
         """Covectors G(a) z'(0) of the picked curves, of fourth order in the step: ``(B, d)``.
@@ -515,16 +509,14 @@ class _Race:
         return torch.where(found.stationary[:, None], fine + (fine - coarse) / 3, fine)
 
 
-def _at_equal_steps(points: Tensor, widths: Tensor) -> Tensor:
-    """Chains on grids of given widths, which are shares of the length, put on twice as many equal ones."""
-    curve = interpolate_chain(points, places_at(_times_of(widths), _times(2 * widths.shape[1], points)))
-    curve[:, 0], curve[:, -1] = points[:, 0], points[:, -1]
-    return curve
-
-
 def _regridded(c: Tensor, n: int) -> Tensor:
-    """The same curves on n segments; the ends stay what they are to the bit."""
-    chain = interpolate_chain(c, _times(n, c))
+    """The same curves on n segments."""
+    return _through(c, _times(n, c))
+
+
+def _through(c: Tensor, at: Tensor) -> Tensor:
+    """The same curves through their points at shares of the node numbers, the ends to the bit what they are."""
+    chain = interpolate_chain(c, at)
     chain[:, 0], chain[:, -1] = c[:, 0], c[:, -1]
     return chain
 
@@ -579,8 +571,7 @@ def _refined(c: Tensor, widths: Tensor, measured: _Measured) -> tuple[Tensor, Te
     widths = widths * _smoothed(measured.steps / widths)
     n = 2 * (c.shape[1] - 1)
     at = places_at(_times_of(density + density.mean(-1, keepdim=True)), _times(n, c))
-    points, times = interpolate_chain(c, at), interpolate_chain(_times_of(widths)[..., None], at)[..., 0]
-    points[:, 0], points[:, -1] = c[:, 0], c[:, -1]
+    points, times = _through(c, at), interpolate_chain(_times_of(widths)[..., None], at)[..., 0]
     finer = times.diff(dim=1).clamp(min=0.01 / n)
     return points, finer / finer.sum(-1, keepdim=True)
 

@@ -1,11 +1,22 @@
-"""Cyclic reduction against a dense solve and SciPy's banded Cholesky."""
+"""Both eliminations, the compiled one and cyclic reduction, against a dense solve and SciPy's banded Cholesky."""
+
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import solveh_banded
 
-from oddity.numerics.blocktri import solve_block_tridiagonal
+from oddity.numerics.blocktri import solve_block_tridiagonal, solve_damped
+from oddity.numerics.native import serves
+
+
+@pytest.fixture(autouse=True, params=["compiled", "in PyTorch"])
+def kind(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Tensors of which a derivative may be asked are PyTorch's."""
+    with torch.set_grad_enabled(request.param == "in PyTorch"):
+        assert serves(torch.zeros(1)) == (request.param == "compiled")
+        yield request.param
 
 
 def system(B: int, n: int, d: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -73,3 +84,19 @@ def test_no_unknowns() -> None:
     x, definite = solve_block_tridiagonal(torch.ones(2, 0, 3, 3), torch.ones(2, 0, 3, 3), torch.ones(2, 0, 3))
     assert x.shape == (2, 0, 3)
     assert definite.all()
+
+
+def test_damping_rises_until_a_matrix_is_definite_and_no_further() -> None:
+    diagonal, upper, rhs, dense = system(4, 9, 2)
+    lowest = torch.linalg.eigvalsh(dense)[:, 0]
+    eye = torch.eye(2, dtype=torch.float64)
+    shift = lowest + torch.tensor([-1.0, 0.05, 1.0, torch.nan], dtype=torch.float64)  # lowest values of 1, -0.05 and -1
+    diagonal = diagonal - shift[:, None, None, None] * eye
+    skip = upper.new_zeros(4, 3, 2, 2)
+    begin = torch.tensor([0.0, 0.0, 0.01, 0.0], dtype=torch.float64)
+    x, damping, definite = solve_damped(diagonal, upper, rhs, skip, eye.expand(4, 9, 2, 2), begin)
+    assert definite.tolist() == [True, True, True, False]
+    torch.testing.assert_close(damping[:3], torch.tensor([0.0, 0.1, 1.6], dtype=torch.float64))
+    assert begin.tolist() == [0.0, 0.0, 0.01, 0.0]
+    shifted = dense + (damping - shift)[:, None, None] * torch.eye(18, dtype=torch.float64)
+    torch.testing.assert_close(x[:3].flatten(1), torch.linalg.solve(shifted[:3], rhs[:3].flatten(1)))

@@ -210,8 +210,7 @@ _SCOUTS = 64  # segments in a table
 _SCOUTED = 2e-3  # resolution there: the metric's own chain then hardly moves
 _GUIDED = 16  # steps by the sketch's Hessian, before the metric's own
 _AGREES = 0.3  # a sketch that is further off, in a step as a share of the longest or in the metric, does not guide
-_SAME = 0.02  # curves nearer than this share of their extent are in one valley;
-_SAME_AS_DRAWN = 0.05  # in a table they may be farther apart, since the metric judges again
+_SAME = 0.05  # curves nearer to each other than this share of their length, all along, are in one valley
 
 
 def _scouting(solver: ChainSolver, sketch: Manifold) -> ChainSolver:
@@ -258,6 +257,7 @@ class _Race:
         self.segments = torch.zeros_like(self.iterations)  # of the grid on which a curve ended; 0 if given up
         self.lines: Tensor | None = None
         self.pruning = count > 1
+        entrants = self._moving(starts)
         if isinstance(sketch, Tabulated) and sketch is not M:
             for entrants, chains, widths in self._scouted(starts, sketch):
                 points, measured, again = self._finish(entrants, chains, widths, self._is_last(chains))
@@ -265,17 +265,27 @@ class _Race:
             self.sketch = M
             entrants = self._forgotten(starts)
             starts = _regridded(starts, solver.segments)
-        else:
-            entrants = torch.arange(total, device=starts.device)
         self._run(entrants, starts[entrants], _even(starts[entrants]))
         self.pruning = False
         abandoned = self._abandoned()
         self._run(abandoned, starts[abandoned], _even(starts[abandoned]))
 
+    def _moving(self, starts: Tensor) -> Tensor:
+        """All starts but those of pairs that have one at rest: from a point to itself nothing is solved, or rounded."""
+        still = _at_rest(starts)
+        rests = still.nonzero()[:, 0]
+        self.length[rests], self.segments[rests] = 0, starts.shape[1] - 1
+        self.stationary[rests], self.resolved[rests] = True, True
+        for i in rests.tolist():
+            self.why[i] = ""
+        self.grids.append((rests, starts[rests], _even(starts[rests])))
+        return (~still.reshape(self.count, -1).any(0).repeat(self.count)).nonzero()[:, 0]
+
     def _scouted(self, starts: Tensor, table: Tabulated) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Run the whole race under the table; send its winners on, each from where it ended, on its grid."""
         B = len(starts) // self.count
-        inside = table.covers(starts[:B, [0, -1]]).all(-1).repeat(self.count).nonzero()[:, 0]
+        inside = table.covers(starts[:B, [0, -1]]).all(-1) & (self.segments.reshape(self.count, B) == 0).all(0)
+        inside = inside.repeat(self.count).nonzero()[:, 0]
         scout = _Race(table, starts[inside], self.count, _scouting(self.solver, table), table)
         pick = scout.winners(scout.stationary & scout.resolved)
         self.iterations[inside[pick]] = scout.iterations[pick]
@@ -315,7 +325,7 @@ class _Race:
         measured = _measure(self.sketch, rough.points, widths)
         self.length[entrants] = measured.length
         alive = self._worth_pursuing(entrants, rough.points)
-        here = measured.resolved(self.solver.resolution) | ~measured.length.isfinite() | _at_rest(chains) | last
+        here = measured.resolved(self.solver.resolution) | ~measured.length.isfinite() | last
         here |= self._spent(entrants)
         here, on = here & alive, ~here & alive
         points = rough.points.clone()
@@ -353,16 +363,13 @@ class _Race:
         The others have arrived: only they get a sentence, a grid and a number of segments.
         """
         found, measured = self._solve_to_the_end(entrants, chains, widths)
-        still = _at_rest(chains)  # of length zero exactly, whatever the metric's rounding
-        resolved = measured.resolved(self.solver.resolution) | still
-        self.length[entrants] = torch.where(still, 0.0, measured.length)
-        self.error[entrants] = torch.where(still, 0.0, measured.error)
-        self.speed[entrants] = torch.where(still, 0.0, measured.speed)
-        self.decrement[entrants] = torch.where(still, 0.0, found.decrement)
-        self.stationary[entrants], self.resolved[entrants] = found.stationary | still, resolved
+        resolved = measured.resolved(self.solver.resolution)
+        self.length[entrants], self.error[entrants] = measured.length, measured.error
+        self.speed[entrants], self.decrement[entrants] = measured.speed, found.decrement
+        self.stationary[entrants], self.resolved[entrants] = found.stationary, resolved
         again = ~resolved & measured.length.isfinite() & ~self._spent(entrants) & (not last)
         for k in (~again).nonzero()[:, 0].tolist():
-            self.why[int(entrants[k])] = "" if still[k] else found.why[k]
+            self.why[int(entrants[k])] = found.why[k]
         arrived = entrants[~again]
         self.segments[arrived] = chains.shape[1] - 1
         self.grids.append((arrived, found.points[~again], widths[~again]))
@@ -401,19 +408,21 @@ class _Race:
         if not self.pruning:
             return on
         B = len(self.length) // self.count
-        n, same = points.shape[1] - 1, _SAME_AS_DRAWN if isinstance(self.M, Tabulated) else _SAME
+        n = points.shape[1] - 1
         best = self.length.nan_to_num(torch.inf).reshape(self.count, B).amin(0)
         length = self.length[entrants]
         on &= ~(length > (1 + max(_MARGIN / n, 2 * _UNSURE)) * best[entrants % B])
         place = torch.full_like(self.iterations, -1)
         place[entrants] = torch.arange(len(entrants), device=entrants.device)
-        extent = (points.amax(1) - points.amin(1)).amax(-1)  # (b,)
         for other in range(self.count):
             rival = place[entrants % B + other * B]
-            gap = (points - points[rival.clamp(min=0)]).abs().amax((-2, -1))
             theirs, earlier = length[rival.clamp(min=0)], entrants >= (other + 1) * B
             behind = (length > theirs) | ((length == theirs) & earlier)
-            on &= ~((rival >= 0) & behind & (gap <= same * extent))
+            behind = (behind & (rival >= 0) & on).nonzero()[:, 0]
+            ways = torch.stack(
+                [points[behind], points[rival[behind]]], 2
+            )  # (b, n+1, 2, d)   straight from node to node
+            on[behind] = ~(self.sketch._lengths(ways).amax(-1) <= _SAME * length[behind])
         return on
 
     def verdict(self, a: Tensor, b: Tensor) -> tuple[Tensor, list[str]]:
@@ -483,7 +492,7 @@ class _Race:
         for used, points, widths in found:
             m = 2 * widths.shape[1]
             curve = _through(points, places_at(_times_of(widths), _times(m, points)))
-            whole[used], some = _regridded(curve, n), leaps(curve)
+            whole[used], some = _regridded(curve, n), leaps(curve) & ~_at_rest(curve)
             if bool(some.any()):
                 fine = interpolate_chain(curve[some], _times(4 * m, curve))
                 gaps[used[some]] = (self.M._lengths(fine) - self.length[pick[used[some]]]).abs()
@@ -497,7 +506,7 @@ class _Race:
         """
         momentum = self.length.new_empty(len(pick), self.dim)
         for used, points, widths in self.on_grids(pick):
-            momentum[used] = self._extrapolated_momentum(points, widths)
+            momentum[used] = torch.where(_at_rest(points)[:, None], 0.0, self._extrapolated_momentum(points, widths))
         return momentum
 
     def _extrapolated_momentum(self, points: Tensor, widths: Tensor) -> Tensor:

@@ -450,7 +450,7 @@ class Manifold(abc.ABC):
 
     @final
     @torch.no_grad()
-    def sketch(self, z: Tensor, *, tolerance: float = 0.03, most: int = 1 << 16) -> Manifold:
+    def sketch(self, z: Tensor, *, tolerance: float = 0.07, most: int = 1 << 16) -> Manifold:
         """A cheaper manifold whose metric is close to this one around the points z, or this one itself.
 
         Solvers start on it and finish on the metric itself: it saves their time and never touches their result. In
@@ -462,7 +462,7 @@ class Manifold(abc.ABC):
         z
             ``(N, d)``, N of some hundreds: where it shall be close.
         tolerance
-            Share of the metric that may be left out of the outputs, on average over the points.
+            Root mean square error over the points, as a share of the metric, for each part of a sum.
         most
             Nodes that a table may have.
 

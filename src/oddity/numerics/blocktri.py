@@ -1,13 +1,14 @@
 """Batched symmetric block-tridiagonal systems, O(n d^3) operations each.
 
 Blocks of odd index may also be coupled to the next one of odd index, as in a chain whose energy is extrapolated from
-two step sizes; that fills no block. For a positive definite matrix every pivot block is a Schur complement and so positive
-definite too: no pivoting is needed, and a pivot that fails to be positive definite proves that the matrix is not.
+two step sizes; that fills no block. For a positive definite matrix every pivot block is a Schur complement and so
+positive definite too: no pivoting is needed, and a pivot that fails to be positive definite proves that the matrix is
+not.
 
-A processor eliminates block after block, in one compiled loop for each matrix. Elsewhere every second block is eliminated
-at once, then every second of the rest (cyclic reduction): log2(n) levels of batched d x d work in place of n sequential
-steps. There, small blocks are written out entry by entry, each entry an array over all blocks: a call of LAPACK for
-every 2 x 2 block takes several times longer than its arithmetic.
+A processor eliminates block after block, in one compiled loop for each matrix. Elsewhere every second block is
+eliminated at once, then every second of the rest (cyclic reduction): log2(n) levels of batched d x d work in place of n
+sequential steps. There, small blocks are written out entry by entry, each entry an array over all blocks: a call of
+LAPACK for every 2 x 2 block takes several times longer than its arithmetic.
 
 Reference: Buzbee, Golub, Nielson, "On direct methods for solving Poisson's equations", SIAM J. Numer. Anal. 1970.
 """
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from oddity.numerics.native import Kernel, serves
 
-__all__ = ["solve_block_tridiagonal"]
+__all__ = ["solve_block_tridiagonal", "solve_damped"]
 
 
 def solve_block_tridiagonal(
@@ -51,88 +52,153 @@ def solve_block_tridiagonal(
     >>> [round(v, 4) for v in x.flatten().tolist()], definite.tolist()
     ([1.5, 2.0, 1.5], [True])
     """
-    d = rhs.shape[-1]
     if diagonal.shape[1] == 0:
         return rhs, torch.ones(len(rhs), dtype=torch.bool, device=rhs.device)
     if serves(rhs):
-        return _one_after_another(diagonal, upper, rhs, skip)
+        x, _, definite = _one_after_another(diagonal, upper, rhs, skip, None, rhs.new_zeros(len(rhs)))
+        return x, definite
     return _cyclic(diagonal, upper, rhs, skip)
 
 
+def solve_damped(
+    diagonal: Tensor, upper: Tensor, rhs: Tensor, skip: Tensor, unit: Tensor, damping: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Solve (H + damping U) x = rhs, the damping of each item raised until the matrix is positive definite.
+
+    Parameters
+    ----------
+    diagonal, upper, rhs, skip
+        As for :func:`solve_block_tridiagonal`.
+    unit
+        ``(B, n, d, d)``, the diagonal blocks of U.
+    damping
+        ``(B,)``, what to begin with.
+
+    Returns
+    -------
+    x : Tensor
+        ``(B, n, d)``.
+    damping : Tensor
+        ``(B,)``, what it took: 0.1 or four times what was too little, in turns.
+    definite : Tensor
+        ``(B,)`` bool; False where twelve turns did not do, as with numbers that are not finite.
+
+    Examples
+    --------
+    >>> saddle, unit = -torch.eye(1).expand(1, 1, 1, 1), torch.eye(1).expand(1, 1, 1, 1)
+    >>> none = torch.ones(1, 0, 1, 1)
+    >>> x, damping, definite = solve_damped(saddle, none, torch.ones(1, 1, 1), none, unit, torch.zeros(1))
+    >>> round(damping.item(), 3), round(x.item(), 3)
+    (1.6, 1.667)
+    """
+    damping = damping.clone()
+    if serves(rhs) and rhs.shape[1]:
+        return _one_after_another(diagonal, upper, rhs, skip, unit, damping)
+    x, definite = solve_block_tridiagonal(diagonal + damping[:, None, None, None] * unit, upper, rhs, skip)
+    for _ in range(_RAISES):
+        rest = (~definite).nonzero()[:, 0]
+        if len(rest) == 0:
+            break
+        damping[rest] = (4 * damping[rest]).clamp(min=0.1)
+        raised = diagonal[rest] + damping[rest, None, None, None] * unit[rest]
+        x[rest], definite[rest] = solve_block_tridiagonal(raised, upper[rest], rhs[rest], skip[rest])
+    return x, damping, definite
+
+
+_RAISES = 12  # times 4 each: what is not definite then has a matrix that is not finite
 _SECONDS = 0.1e-6, 0.8e-9  # for a block, and for each of its d^3
 
 
 def _one_after_another(
-    diagonal: Tensor, upper: Tensor, rhs: Tensor, skip: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Sequential elimination, compiled."""
+    diagonal: Tensor, upper: Tensor, rhs: Tensor, skip: Tensor | None, unit: Tensor | None, damping: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sequential elimination, compiled; the damping is overwritten. Without a unit it is never raised."""
     B, n, d = rhs.shape
     x, definite = rhs.new_empty(rhs.shape), torch.empty(B, dtype=torch.bool)
     skip = rhs.new_zeros(B, max(0, n // 2 - 1), d, d) if skip is None else skip
     seconds = n * (_SECONDS[0] + _SECONDS[1] * d**3)
-    _eliminated(diagonal, upper, skip, rhs, out=(x, definite), seconds=seconds)
-    return x, definite
+    raises = 0 if unit is None else _RAISES
+    unit = diagonal if unit is None else unit
+    _eliminated(diagonal, unit, upper, skip, rhs, out=(x, damping, definite), shared=(raises,), seconds=seconds)
+    return x, damping, definite
 
 
 @Kernel
-def _eliminated(diagonal, upper, skip, rhs, x, definite):  # type: ignore[no-untyped-def]
+def _eliminated(diagonal, unit, upper, skip, rhs, x, damping, definite, raises):  # type: ignore[no-untyped-def]
     """Cholesky factors L of the pivots, and the rows ``L^-1 [rhs, next block, next but one]``; then backwards."""
     B, n, d = rhs.shape
     factor, rows = np.empty((n, d, d), rhs.dtype), np.empty((n, d, 2 * d + 1), rhs.dtype)
     pivots, loads = np.empty((3, d, d), rhs.dtype), np.empty((3, d), rhs.dtype)  # of this block and the next two
     beside = np.empty((2, d, d), rhs.dtype)  # the block right of the pivot, and of the next one
     for b in range(B):
-        positive = True
-        for i in range(min(2, n)):
-            pivots[i], loads[i] = diagonal[b, i], rhs[b, i]
-        if n > 1:
-            beside[0] = upper[b, 0]
-        for i in range(n):
-            if i + 2 < n:
-                pivots[(i + 2) % 3], loads[(i + 2) % 3], beside[(i + 1) % 2] = diagonal[b, i + 2], rhs[b, i + 2], upper[b, i + 1]
-            L, row, pivot = factor[i], rows[i], pivots[i % 3]
-            for r in range(d):
-                for c in range(r):
-                    entry = pivot[r, c]
-                    for k in range(c):
-                        entry -= L[r, k] * L[c, k]
-                    L[r, c] = entry * L[c, c]
-                square = pivot[r, r]
-                for k in range(r):
-                    square -= L[r, k] * L[r, k]
-                positive = positive and square > 0
-                L[r, r] = 1 / np.sqrt(square)
-            if not positive:
-                break
-            columns = 1
-            row[:, 0] = loads[i % 3]
-            if i + 1 < n:
-                row[:, 1 : d + 1], columns = beside[i % 2], d + 1
-            if i % 2 == 1 and i + 2 < n:
-                row[:, d + 1 :], columns = skip[b, i // 2], 2 * d + 1
-            for r in range(d):
-                for k in range(r):
+        positive = False
+        for turn in range(raises + 1):
+            if turn:
+                damping[b] = max(4 * damping[b], 0.1)
+            positive = True
+            for i in range(-2, n):
+                if i + 2 < n:  # blocks are taken in hand before they are changed
+                    ahead = (i + 2) % 3
+                    for r in range(d):
+                        loads[ahead, r] = rhs[b, i + 2, r]
+                        for c in range(d):
+                            pivots[ahead, r, c] = diagonal[b, i + 2, r, c] + damping[b] * unit[b, i + 2, r, c]
+                if -1 <= i < n - 2:
+                    for r in range(d):
+                        for c in range(d):
+                            beside[(i + 1) % 2, r, c] = upper[b, i + 1, r, c]
+                if i < 0:
+                    continue
+                L, row, pivot = factor[i], rows[i], pivots[i % 3]
+                for r in range(d):
+                    for c in range(r):
+                        entry = pivot[r, c]
+                        for k in range(c):
+                            entry -= L[r, k] * L[c, k]
+                        L[r, c] = entry * L[c, c]
+                    square = pivot[r, r]
+                    for k in range(r):
+                        square -= L[r, k] * L[r, k]
+                    positive = positive and square > 0
+                    L[r, r] = 1 / np.sqrt(square)
+                if not positive:
+                    break
+                columns = 1
+                for r in range(d):
+                    row[r, 0] = loads[i % 3, r]
+                    if i + 1 < n:
+                        columns = 1 + d
+                        for c in range(d):
+                            row[r, 1 + c] = beside[i % 2, r, c]
+                    if i % 2 == 1 and i + 2 < n:
+                        columns = 1 + 2 * d
+                        for c in range(d):
+                            row[r, 1 + d + c] = skip[b, i // 2, r, c]
+                for r in range(d):
+                    for k in range(r):
+                        for c in range(columns):
+                            row[r, c] -= L[r, k] * row[k, c]
                     for c in range(columns):
-                        row[r, c] -= L[r, k] * row[k, c]
-                for c in range(columns):
-                    row[r, c] *= L[r, r]
-            if columns > 1:
-                pivot, load = pivots[(i + 1) % 3], loads[(i + 1) % 3]
-                for k in range(d):
-                    for c in range(d):
-                        load[c] -= row[k, 0] * row[k, 1 + c]
-                    for r in range(d):
+                        row[r, c] *= L[r, r]
+                if columns > 1:
+                    pivot, load = pivots[(i + 1) % 3], loads[(i + 1) % 3]
+                    for k in range(d):
                         for c in range(d):
-                            pivot[r, c] -= row[k, 1 + r] * row[k, 1 + c]
-            if columns > d + 1:
-                pivot, load, near = pivots[(i + 2) % 3], loads[(i + 2) % 3], beside[(i + 1) % 2]
-                for k in range(d):
-                    for c in range(d):
-                        load[c] -= row[k, 0] * row[k, 1 + d + c]
-                    for r in range(d):
+                            load[c] -= row[k, 0] * row[k, 1 + c]
+                        for r in range(d):
+                            for c in range(d):
+                                pivot[r, c] -= row[k, 1 + r] * row[k, 1 + c]
+                if columns > 1 + d:
+                    pivot, load, near = pivots[(i + 2) % 3], loads[(i + 2) % 3], beside[(i + 1) % 2]
+                    for k in range(d):
                         for c in range(d):
-                            pivot[r, c] -= row[k, 1 + d + r] * row[k, 1 + d + c]
-                            near[r, c] -= row[k, 1 + r] * row[k, 1 + d + c]
+                            load[c] -= row[k, 0] * row[k, 1 + d + c]
+                        for r in range(d):
+                            for c in range(d):
+                                pivot[r, c] -= row[k, 1 + d + r] * row[k, 1 + d + c]
+                                near[r, c] -= row[k, 1 + r] * row[k, 1 + d + c]
+            if positive:
+                break
         definite[b] = positive
         if not positive:
             x[b] = 0
@@ -154,9 +220,7 @@ def _eliminated(diagonal, upper, skip, rhs, x, definite):  # type: ignore[no-unt
                     load[k] -= L[r, k] * x[b, i, r]
 
 
-def _cyclic(
-    diagonal: Tensor, upper: Tensor, rhs: Tensor, skip: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def _cyclic(diagonal: Tensor, upper: Tensor, rhs: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Cyclic reduction."""
     d = rhs.shape[-1]
     if diagonal.shape[1] == 0:

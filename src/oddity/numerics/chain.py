@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from oddity.numerics.blocktri import solve_block_tridiagonal
+from oddity.numerics.blocktri import solve_block_tridiagonal, solve_damped
 from oddity.numerics.expansion import Expansion, gram, pull
 
 __all__ = [
@@ -327,23 +327,14 @@ def _damped_step(model: ChainModel, damping: Tensor, n: int) -> tuple[Tensor, Te
     scale = D.diagonal(dim1=-2, dim2=-1).mean(-1).amax(-1) if D.shape[1] else D.new_zeros(len(D))  # (B,)
     eye = torch.eye(D.shape[-1], dtype=D.dtype, device=D.device)
     unit = 0.5 * (math.pi / n) ** 2 * (D + _ISOTROPIC * scale[:, None, None, None] * eye)
-    P = damping[:, None, None, None] * unit
-    step, solved = _solve(model, P)
-    damping = damping.clone()
-    for _ in range(_RAISES):
-        rest = (~solved).nonzero()[:, 0]
-        if len(rest) == 0:
-            break
-        damping[rest] = (4 * damping[rest]).clamp(min=0.1)
-        P[rest] = damping[rest, None, None, None] * unit[rest]
-        step[rest], solved[rest] = _solve(model.at(rest), P[rest])
+    step, damping, solved = solve_damped(*_system(model), unit, damping)
     # s'(H + P) s = -g's, so the undamped model falls by -g's/2 + s'P s/2
-    promised = 0.5 * ((P @ step[..., None])[..., 0] - model.gradient).mul(step).sum((-2, -1))
+    held = damping[:, None, None] * (unit @ step[..., None])[..., 0]
+    promised = 0.5 * (held - model.gradient).mul(step).sum((-2, -1))
     return step, promised, damping, solved & step.isfinite().all(-1).all(-1)
 
 
 _ISOTROPIC = 0.1
-_RAISES = 12  # times 4 each: what is not definite then has a Hessian that is not finite
 
 
 def _undamped_promise(model: ChainModel, promised: Tensor, damping: Tensor, tol: float) -> Tensor:
@@ -352,16 +343,16 @@ def _undamped_promise(model: ChainModel, promised: Tensor, damping: Tensor, tol:
     if len(held) == 0:
         return promised
     flat = model.at(held).without_bend()
-    step, solved = _solve(flat, torch.zeros_like(flat.diagonal))
+    step, solved = solve_block_tridiagonal(*_system(flat))
     left = promised.clone()
     left[held] = torch.where(solved, -0.5 * (flat.gradient * step).sum((-2, -1)), torch.inf)
     return left
 
 
-def _solve(model: ChainModel, P: Tensor) -> tuple[Tensor, Tensor]:
-    """Solve (H + P) s = -g; return s, and whether H + P is positive definite."""
-    return solve_block_tridiagonal(
-        model.diagonal + P + model.bend_diagonal,
+def _system(model: ChainModel) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The equations H s = -g of an undamped step."""
+    return (
+        model.diagonal + model.bend_diagonal,
         model.upper + model.bend_upper,
         -model.gradient,
         model.skip + model.bend_skip,

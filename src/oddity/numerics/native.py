@@ -1,13 +1,14 @@
 """Loops compiled to machine code, for work that PyTorch has no batched operation for.
 
-Numba compiles a kernel at its first call for a dtype, in a few seconds, and keeps the code on disk. A kernel works on one
-item after another, so that an item's numbers do not depend on its companions; threads share the items, as many as
+Numba compiles a kernel at its first call for a dtype, in a few seconds, and keeps the code on disk. A kernel works on
+one item after another, so that an item's numbers do not depend on its companions; threads share the items, as many as
 PyTorch uses. Kernels serve tensors in main memory; elsewhere their twins in PyTorch do.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -75,7 +76,7 @@ class Kernel:
             self._compiled(*arrays, *rest)
             return
         cuts = [count * i // parts for i in range(parts + 1)]
-        pieces = [[x[i:j] for x in arrays] for i, j in zip(cuts, cuts[1:], strict=False)]
+        pieces = [[x[i:j] for x in arrays] for i, j in itertools.pairwise(cuts)]
         jobs = [_threads(os.getpid(), parts - 1).submit(self._compiled, *piece, *rest) for piece in pieces[1:]]
         self._compiled(*pieces[0], *rest)
         for job in jobs:
@@ -86,11 +87,17 @@ class Kernel:
         import numba
 
         # sums may be reordered to fill the registers; NaN and infinity keep their meaning
-        compiling = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
+        compiling: dict[str, Any] = {
+            "nogil": True,
+            "error_model": "numpy",
+            "fastmath": {"contract", "reassoc", "nsz", "arcp"},
+        }
+        compiled: Callable[..., None]
         try:
-            return numba.njit(cache=True, **compiling)(self.f)  # type: ignore[no-any-return]
+            compiled = numba.njit(cache=True, **compiling)(self.f)
         except RuntimeError:  # there is no folder that it could keep the code in
-            return numba.njit(**compiling)(self.f)  # type: ignore[no-any-return]
+            compiled = numba.njit(**compiling)(self.f)
+        return compiled
 
 
 @functools.cache

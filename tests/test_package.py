@@ -12,7 +12,7 @@ import oddity
 
 
 def test_importing_is_cheap() -> None:
-    heavy = "{'torch', 'numpy', 'sklearn', 'scipy', 'matplotlib', 'lightning_fabric'}"
+    heavy = "{'torch', 'numba', 'numpy', 'sklearn', 'scipy', 'matplotlib', 'lightning_fabric'}"
     code = f"import sys, oddity; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -202,14 +202,15 @@ def _given(M: Manifold, a: Tensor, b: Tensor, shape: torch.Size, curve: Tensor, 
     return chain
 
 
-_ROUGH = 1e-5  # share of the energy: how well a curve is solved under the sketch, before it is solved under the metric
+_ROUGH = 1e-4  # share of the energy: how well a curve is solved under the sketch, before it is solved under the metric
 _UNSURE = 1e-2  # the same under the metric itself, before its grid is known to be fine enough
 _MARGIN = 1.6  # a start longer than its rival by more than this share over n is not pursued: finer grids know better
 _GIVEN_UP = "given up for a shorter start"
 _SCOUTS = 64  # segments in a table
 _SCOUTED = 2e-3  # resolution there: the metric's own chain then hardly moves
-_GUIDED = 16  # steps by the sketch's Hessian, before the metric's own
+_GUIDED = 32  # steps by the sketch's Hessian, before the metric's own
 _AGREES = 0.3  # a sketch that is further off, in a step as a share of the longest or in the metric, does not guide
+_ASTRAY = 0.1  # damping of the first step in many dimensions, where an undamped one never succeeds
 _SAME = 0.05  # curves nearer to each other than this share of their length, all along, are in one valley
 
 
@@ -321,7 +322,8 @@ class _Race:
         """Solve on one grid; return who goes on to the next, from where, and on which grid."""
         last = self._is_last(chains)
         goal = _UNSURE if self.sketch is self.M else _ROUGH
-        rough = self._solve(self.sketch, entrants, chains, widths, goal)
+        astray = 0.0 if self.sketch is self.M else _ASTRAY
+        rough = self._solve(self.sketch, entrants, chains, widths, goal, damping=astray)
         measured = _measure(self.sketch, rough.points, widths)
         self.length[entrants] = measured.length
         alive = self._worth_pursuing(entrants, rough.points)
@@ -342,14 +344,14 @@ class _Race:
         widths: Tensor,
         goal: float = 0.0,
         *,
-        exact: bool = False,
         most: int | None = None,
+        **how: Any,
     ) -> ChainSolution:
         goal = max(goal, self.solver.tolerance or torch.finfo(chains.dtype).eps ** 0.75)
         limit, spent = self.solver.max_iterations, self.iterations[entrants]
         if most is not None:
             spent = spent.clamp(min=limit - most)
-        found = solve_chain(problem, chains, widths, tolerance=goal, max_iterations=limit, spent=spent, exact=exact)
+        found = solve_chain(problem, chains, widths, tolerance=goal, max_iterations=limit, spent=spent, **how)
         self.iterations[entrants] += found.iterations
         return found
 

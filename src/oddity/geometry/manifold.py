@@ -450,7 +450,7 @@ class Manifold(abc.ABC):
 
     @final
     @torch.no_grad()
-    def sketch(self, z: Tensor, *, tolerance: float = 0.07, most: int = 1 << 16) -> Manifold:
+    def sketch(self, z: Tensor, *, tolerance: float = 0.06, most: int = 1 << 16) -> Manifold:
         """A cheaper manifold whose metric is close to this one around the points z, or this one itself.
 
         Solvers start on it and finish on the metric itself: it saves their time and never touches their result. In

@@ -264,10 +264,10 @@ class RBFPrecision(nn.Module):
         ``H_k = 2 lambda_k v_k (2 lambda_k u u' - I)`` the Hessian of the bump; along p and q the second derivative is
         ``3 beta^{1/2} (J p) (J q) - 1/2 beta^{-3/2} W (p' H q)``.
         """
-        v, slope = self._bumps(z)
+        away = (z.mT[:, :, None] - self.centres.mT[:, None]).contiguous()  # (d, N, K)
+        v, slope = self._bumps(self.bandwidths * away.square().sum(0))
         precision = nn.functional.linear(v, self.weight, self.zeta)  # (N, D)
         std = precision.rsqrt()
-        away = (z[:, None] - self.centres).permute(2, 0, 1)  # (d, N, K)
         frame = scaled((slope * away) @ self.weight.mT, std / precision)  # (d, N, D)
 
         def bend(w: Tensor) -> Tensor:
@@ -283,16 +283,15 @@ class RBFPrecision(nn.Module):
 
         return Expansion(std, frame, bend, second)
 
-    def _bumps(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The bumps v, and lambda v where they are not cut off: (N, d) -> (N, K) twice."""
-        exponent = self._exponent(z)
-        bound = _largest_exponent(z.dtype)
+    def _bumps(self, exponent: Tensor) -> tuple[Tensor, Tensor]:
+        """The bumps v, and lambda v where they are not cut off: (N, K) -> (N, K) twice."""
+        bound = _largest_exponent(exponent.dtype)
         v = torch.exp(-exponent.clamp(max=bound))
         return v, self.bandwidths * v * (exponent <= bound)
 
     def _pulling_std(self, z: Tensor) -> PulledValue:
         """The standard deviation (N, D), and the map w -> J'w: (N, D) -> (N, d)."""
-        v, slope = self._bumps(z)
+        v, slope = self._bumps(self._exponent(z))
         std = nn.functional.linear(v, self.weight, self.zeta).rsqrt()
         origin = self.centres[0]  # differences of near places: no digits are lost far from zero
 

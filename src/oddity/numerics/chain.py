@@ -211,6 +211,7 @@ def solve_chain(
     max_iterations: int = 200,
     spent: Tensor | None = None,
     exact: bool = False,
+    damping: float = 0.0,
 ) -> ChainSolution:
     """Minimise the energy of each chain: damped Gauss-Newton first, damped Newton to finish.
 
@@ -235,6 +236,8 @@ def solve_chain(
         ``(B,)``, how many of them each chain has spent before; a chain that has spent all is only looked at.
     exact
         Whether to begin with the exact Hessian, for a start that is nearly solved.
+    damping
+        Of the first step; 1 halves it along the longest mode of a chain.
 
     Returns
     -------
@@ -253,23 +256,23 @@ def solve_chain(
     if B == 0:
         return ChainSolution(c, energy, decrement, iterations, status == _STATIONARY, [])
     live = torch.arange(B, device=start.device)
-    x, damping, newton = c.clone(), start.new_zeros(B), torch.full((B,), exact, device=start.device)
+    x, held, newton = c.clone(), start.new_full((B,), damping), torch.full((B,), exact, device=start.device)
     model = problem.chain_model(x, h, exact=exact)
     energy = model.energy.clone()
     status[~_finite(model)] = _NOT_FINITE
     for iteration in itertools.count():
         going = status[live] == _RUNNING
         if not bool(going.all()):
-            live, x, h, damping, newton = live[going], x[going], h[going], damping[going], newton[going]
+            live, x, h, held, newton = live[going], x[going], h[going], held[going], newton[going]
             model = model.at(going)
         if len(live) == 0:
             break
-        step, promised, damping, solved = _damped_step(model, damping, n)
-        left = _undamped_promise(model, promised, damping, tol)
+        step, promised, held, solved = _damped_step(model, held, n)
+        left = _undamped_promise(model, promised, held, tol)
         decrement[live] = left / model.energy.clamp(min=torch.finfo(x.dtype).tiny)
         iterations[live] = iteration
         small = solved & (left <= tol * model.energy)
-        status[live[damping > _MAX_DAMPING]] = _STUCK
+        status[live[held > _MAX_DAMPING]] = _STUCK
         status[live[iteration >= left_over[live]]] = _SPENT
         status[live[small]] = _STATIONARY
         if bool((status[live] != _RUNNING).all()):
@@ -282,7 +285,7 @@ def solve_chain(
         gain = (model.energy - trial_model.energy) / promised
         better = moving & (gain > 1e-4) & _finite(trial_model)
         x, model = torch.where(better[:, None, None], trial, x), trial_model.where(better, model)
-        damping = torch.where(better, _relaxed(damping, gain), (4 * damping).clamp(min=1.0))
+        held = torch.where(better, _relaxed(held, gain), _raised(held))
         c[live], energy[live] = x, model.energy
     why = _sentences(status, decrement, max_iterations)
     return ChainSolution(c, energy, decrement, iterations, status == _STATIONARY, why)
@@ -361,8 +364,16 @@ def _system(model: ChainModel) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _relaxed(damping: Tensor, gain: Tensor) -> Tensor:
     """Less damping after a step that did what the model promised, more after one that did not."""
-    eased = torch.where(gain > 0.75, damping / 3, torch.where(gain > 0.25, damping, (2 * damping).clamp(min=0.5)))
+    eased = torch.where(gain > 0.75, damping / 3, torch.where(gain > 0.25, damping, (2 * damping).clamp(min=_LITTLE)))
     return torch.where(eased < 1e-3, 0.0, eased)
+
+
+def _raised(damping: Tensor) -> Tensor:
+    """More damping after a step that gained nothing: much where there was none, else as little as may do."""
+    return torch.where(damping == 0, 1.0, (6 * damping).clamp(min=_LITTLE))
+
+
+_LITTLE = 0.02
 
 
 def _finite(model: ChainModel) -> Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from oddity.geometry.spaces import Sphere
 from oddity.geometry.tabulated import Tabulated
+from oddity.numerics import elements
 
 S = Sphere(2)
 
@@ -83,3 +84,15 @@ def test_the_energy_of_a_smooth_curve_is_of_fourth_order(table: Tabulated) -> No
         return float((table.chain_model(curve, curve.new_full((1, n), 1 / n)).energy - exact).abs())
 
     assert 12 < error(8) / error(16) < 20
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("n", [2, 4, 6, 64])
+def test_the_compiled_model_is_the_one_in_pytorch(table: Tabulated, n: int, order: int) -> None:
+    c, widths = chains(n)
+    widths[0, 0] *= 100  # held, where time would stand still
+    with torch.no_grad():
+        S = table._roots(c, order)
+        models = elements._natively(S, c, widths), elements._in_torch(S, c, widths)
+    for compiled, known in zip(*models, strict=True):
+        torch.testing.assert_close(compiled, known)

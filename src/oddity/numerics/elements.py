@@ -7,10 +7,12 @@ bounded below and has a Gauss-Newton matrix. The metric is asked at the nodes al
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from oddity.numerics.chain import ChainModel
+from oddity.numerics.native import Kernel, serves
 
 __all__ = ["first_momentum", "model_from_root"]
 
@@ -29,6 +31,109 @@ def model_from_root(S: Tensor, c: Tensor, widths: Tensor) -> ChainModel:
     widths
         ``(B, n)``, the widths of the segments.
     """
+    return _natively(S, c, widths) if serves(S, c, widths) else _in_torch(S, c, widths)
+
+
+_SECONDS = 0.1e-6  # for a node
+
+
+def _natively(S: Tensor, c: Tensor, widths: Tensor) -> ChainModel:
+    (B, n), k = widths.shape, len(S)
+    blocks = [c.new_zeros(B, count, 2, 2) for count in (n - 1, n - 2, max(0, n // 2 - 2))]
+    bends = [torch.zeros_like(b) if k > 2 else c.new_zeros(1, 1, 1, 1).expand_as(b) for b in blocks]
+    energy, gradient = c.new_zeros(B), c.new_zeros(B, n - 1, 2)
+    written = [b if k > 2 else c.new_empty(B, 0, 2, 2) for b in bends]
+    _modelled(S.permute(3, 4, 2, 0, 1), c, widths, out=(energy, gradient, *blocks, *written), seconds=n * _SECONDS)
+    return ChainModel(energy, gradient, *blocks, *bends)
+
+
+@Kernel
+def _modelled(S, c, widths, energy, gradient, diagonal, upper, skip, bend_diagonal, bend_upper, bend_skip):  # type: ignore[no-untyped-def]
+    """The model element by element; S is ``(B, n+1, 3, k, k)``, results are added to."""
+    B, n = widths.shape
+    exact, elements = S.shape[3] > 2, n // 2
+    number = c.dtype.type
+    vectors, matrices = np.empty((4, 3, 2), c.dtype), np.empty((5, 3, 2, 2), c.dtype)
+    d, p, u, local = vectors[0], vectors[1], vectors[2], vectors[3]
+    N, V, G, N_bent, V_bent = matrices[0], matrices[1], matrices[2], matrices[3], matrices[4]
+    turns, parts = np.empty((2, 2), c.dtype), np.empty((6, 2, 2), c.dtype)
+    for b in range(B):
+        for e in range(elements):
+            first, second = widths[b, 2 * e], widths[b, 2 * e + 1]
+            whole = first + second
+            for i in range(2):
+                x, y, z = c[b, 2 * e, i], c[b, 2 * e + 1, i], c[b, 2 * e + 2, i]
+                d[0, i], d[1, i], d[2, i] = 4 * y - 3 * x - z, z - x, x - 4 * y + 3 * z
+            for k in range(3):
+                if k == 0:
+                    q = number(1 / 6) / max(3 * first - second, number(0.1) * whole)
+                elif k == 1:
+                    q = number(2 / 3) / whole
+                else:
+                    q = number(1 / 6) / max(3 * second - first, number(0.1) * whole)
+                s = S[b, 2 * e + k]
+                s0, s1, s2 = s[0, 0, 0], s[1, 0, 0], s[2, 0, 0]
+                r0, r1 = s0 * d[k, 0] + s1 * d[k, 1], s1 * d[k, 0] + s2 * d[k, 1]
+                p[k, 0], p[k, 1] = q * r0, q * r1
+                energy[b] += number(0.5) * (p[k, 0] * r0 + p[k, 1] * r1)
+                u[k, 0], u[k, 1] = s0 * p[k, 0] + s1 * p[k, 1], s1 * p[k, 0] + s2 * p[k, 1]
+                G[k, 0, 0], G[k, 1, 1] = q * (s0 * s0 + s1 * s1), q * (s1 * s1 + s2 * s2)
+                G[k, 0, 1] = G[k, 1, 0] = q * s1 * (s0 + s2)
+                for a in range(2):
+                    t0, t1, t2 = s[0, 1 - a, a], s[1, 1 - a, a], s[2, 1 - a, a]
+                    turns[a, 0], turns[a, 1] = t0 * d[k, 0] + t1 * d[k, 1], t1 * d[k, 0] + t2 * d[k, 1]
+                    local[k, a] = turns[a, 0] * p[k, 0] + turns[a, 1] * p[k, 1]
+                    N[k, a, 0] = q * (turns[a, 0] * s0 + turns[a, 1] * s1)
+                    N[k, a, 1] = q * (turns[a, 0] * s1 + turns[a, 1] * s2)
+                    if exact:
+                        N_bent[k, a, 0], N_bent[k, a, 1] = t0 * p[k, 0] + t1 * p[k, 1], t1 * p[k, 0] + t2 * p[k, 1]
+                for a in range(2):
+                    for i in range(2):
+                        V[k, a, i] = q * (turns[a, 0] * turns[i, 0] + turns[a, 1] * turns[i, 1])
+                        if exact:
+                            t = s[:, 2 - a - i, a + i]
+                            turn0, turn1 = t[0] * d[k, 0] + t[1] * d[k, 1], t[1] * d[k, 0] + t[2] * d[k, 1]
+                            V_bent[k, a, i] = turn0 * p[k, 0] + turn1 * p[k, 1]
+            inner = 2 * e  # number of the middle among the inner nodes
+            for a in range(2):
+                gradient[b, inner, a] += local[1, a] + 4 * (u[0, a] - u[2, a])
+                if e > 0:
+                    gradient[b, inner - 1, a] += local[0, a] + u[2, a] - u[1, a] - 3 * u[0, a]
+                if e < elements - 1:
+                    gradient[b, inner + 1, a] += local[2, a] + u[1, a] - u[0, a] + 3 * u[2, a]
+            for bent in range(2 if exact else 1):
+                n_, v_ = (N_bent, V_bent) if bent else (N, V)
+                for a in range(2):
+                    for i in range(2):
+                        parts[0, a, i] = v_[0, a, i] - 3 * (n_[0, a, i] + n_[0, i, a])
+                        parts[1, a, i] = v_[1, a, i]
+                        parts[2, a, i] = v_[2, a, i] + 3 * (n_[2, a, i] + n_[2, i, a])
+                        parts[3, a, i] = 4 * n_[0, a, i] - n_[1, i, a]
+                        parts[4, a, i] = n_[1, a, i] - 4 * n_[2, i, a]
+                        parts[5, a, i] = n_[2, i, a] - n_[0, a, i]
+                        if not bent:
+                            x, y, z = G[0, a, i], G[1, a, i], G[2, a, i]
+                            parts[0, a, i] += 9 * x + y + z
+                            parts[1, a, i] += 16 * (x + z)
+                            parts[2, a, i] += x + y + 9 * z
+                            parts[3, a, i] -= 4 * (3 * x + z)
+                            parts[4, a, i] -= 4 * (x + 3 * z)
+                            parts[5, a, i] += 3 * (x + z) - y
+                D, U, K = (bend_diagonal, bend_upper, bend_skip) if bent else (diagonal, upper, skip)
+                for a in range(2):
+                    for i in range(2):
+                        D[b, inner, a, i] += parts[1, a, i]
+                        if e > 0:
+                            D[b, inner - 1, a, i] += parts[0, a, i]
+                            U[b, inner - 1, a, i] = parts[3, a, i]
+                        if e < elements - 1:
+                            D[b, inner + 1, a, i] += parts[2, a, i]
+                            U[b, inner, a, i] = parts[4, a, i]
+                        if 0 < e < elements - 1:
+                            K[b, e - 1, a, i] = parts[5, a, i]
+
+
+def _in_torch(S: Tensor, c: Tensor, widths: Tensor) -> ChainModel:
     S = S.unfold(-1, 3, 2)  # (k, k, 3, B, n/2, 3)   the nodes of each element
     d, q = _slopes(c), _weights(widths)  # (2, B, n/2, 3), (B, n/2, 3)
     root, by_x, by_y = S[0, 0], S[1, 0], S[0, 1]

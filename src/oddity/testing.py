@@ -197,11 +197,9 @@ def _chain_model_is_the_derivative(M: Manifold, z: Tensor) -> None:
 
 def _apply(model: ChainModel, x: Tensor) -> Tensor:
     """The exact Hessian times x, ``(B, n-1, d)``."""
-    y = ((model.diagonal + model.bend_diagonal) @ x[..., None])[..., 0]
-    for rows, blocks in (
-        (slice(None), model.upper + model.bend_upper),
-        (slice(1, None, 2), model.skip + model.bend_skip),
-    ):
+    diagonal, upper, skip = model.hessian()
+    y = (diagonal @ x[..., None])[..., 0]
+    for rows, blocks in ((slice(None), upper), (slice(1, None, 2), skip)):
         some = y[:, rows]  # a view
         some[:, :-1] += (blocks @ x[:, rows][:, 1:, :, None])[..., 0]
         some[:, 1:] += (blocks.mT @ x[:, rows][:, :-1, :, None])[..., 0]

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -48,37 +49,60 @@ class ChainModel(NamedTuple):
     diagonal: Tensor  # (B, n-1, d, d)
     upper: Tensor  # (B, n-2, d, d)   between neighbours
     skip: Tensor  # (B, n/2-2, d, d)   between nodes 2 and 4, 4 and 6, ...
-    bend_diagonal: Tensor
-    bend_upper: Tensor
-    bend_skip: Tensor
+    bend_diagonal: Tensor | None = None  # None is zero
+    bend_upper: Tensor | None = None
+    bend_skip: Tensor | None = None
+
+    def hessian(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Diagonal, upper and skipping blocks, the bend included."""
+        blocks = zip(self[2:5], self[5:], strict=True)
+        diagonal, upper, skip = (block if bend is None else block + bend for block, bend in blocks)
+        return diagonal, upper, skip
 
     def plus(self, other: ChainModel) -> ChainModel:
         """Model of the sum of two energies."""
-        return ChainModel(*(a + b for a, b in zip(self, other, strict=True)))
+        return self._with(other, torch.add)
 
     def times(self, factor: float) -> ChainModel:
         """Model of a multiple of the energy."""
-        return ChainModel(*(factor * a for a in self))
+        return ChainModel(*(_unless_zero(lambda part: factor * part[0], (a,)) for a in self))
 
     def at(self, index: Tensor) -> ChainModel:
         """Models of the chains at an index."""
-        return ChainModel(*(a[index] for a in self))
+        return ChainModel(*(_unless_zero(lambda part: part[0][index], (a,)) for a in self))
 
     def where(self, mask: Tensor, other: ChainModel) -> ChainModel:
         """Return self where the mask is true, other elsewhere."""
-        return ChainModel(
-            *(torch.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b) for a, b in zip(self, other, strict=True))
-        )
+        return self._with(other, lambda a, b: torch.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b))
 
     def without_bend(self) -> ChainModel:
         """Return the Gauss-Newton model."""
-        diagonal, upper, skip = (torch.zeros_like(x) for x in (self.bend_diagonal, self.bend_upper, self.bend_skip))
-        return self._replace(bend_diagonal=diagonal, bend_upper=upper, bend_skip=skip)
+        return ChainModel(*self[:5])
 
     @staticmethod
     def cat(models: list[ChainModel]) -> ChainModel:
         """Models of several batches as one."""
-        return ChainModel(*(torch.cat(parts) for parts in zip(*models, strict=True)))
+        return ChainModel(*(_unless_zero(torch.cat, parts) for parts in zip(*_filled(models), strict=True)))
+
+    def _with(self, other: ChainModel, f: Callable[[Tensor, Tensor], Tensor]) -> ChainModel:
+        pairs = zip(*_filled([self, other]), strict=True)
+        return ChainModel(*(_unless_zero(lambda pair: f(*pair), pair) for pair in pairs))
+
+
+def _filled(models: list[ChainModel]) -> list[ChainModel]:
+    """The same models, each bend of which all have or none has."""
+    for bend, block in (("bend_diagonal", "diagonal"), ("bend_upper", "upper"), ("bend_skip", "skip")):
+        missing = [getattr(m, bend) is None for m in models]
+        if any(missing) and not all(missing):
+            models = [
+                m._replace(**{bend: torch.zeros_like(getattr(m, block))}) if none else m
+                for m, none in zip(models, missing, strict=True)
+            ]
+    return models
+
+
+def _unless_zero(f: Callable[[Any], Tensor], parts: tuple[Tensor | None, ...]) -> Any:
+    return None if parts[0] is None else f(parts)
 
 
 def doubled(widths: Tensor) -> Tensor:
@@ -107,10 +131,9 @@ def model_from_blocks(r: Tensor, left: Tensor, right: Tensor, widths: Tensor, be
     g = stiff[..., None] * pull(jacobian, r.reshape(B * n, m)).reshape(*per_segment, 2 * d)
     gradient = g[:, 1:, :d] + g[:, :-1, d:]
     energy = 0.5 * (stiff * r.square().sum(-1)).sum(-1)
-    bent = torch.zeros_like(H) if bend is None else stiff[..., None, None] * bend
-    none = r.new_zeros(B, max(0, n // 2 - 2), d, d)
-    (diagonal, upper), (bend_diagonal, bend_upper) = _node_blocks(H, d), _node_blocks(bent, d)
-    return ChainModel(energy, gradient, diagonal, upper, none, bend_diagonal, bend_upper, none)
+    skip = r.new_zeros(B, max(0, n // 2 - 2), d, d)
+    bends = () if bend is None else _node_blocks(stiff[..., None, None] * bend, d)
+    return ChainModel(energy, gradient, *_node_blocks(H, d), skip, *bends)
 
 
 def _node_blocks(H: Tensor, d: int) -> tuple[Tensor, Tensor]:
@@ -155,10 +178,9 @@ def model_from_expansion(f: Expansion, widths: Tensor, exact: bool) -> ChainMode
     diagonal = mass[..., None, None] * blocks(0)[:, 1:-1]
     upper = -stiff[:, 1:-1, None, None] * blocks(1)[:, 1:-2]
     skip = loose[:, 1:-1, None, None] * blocks(2)[:, 2:-4:2]
-    none = weights.new_zeros(1, 1, 1, 1)
-    bend = by_chain(f.bend(weights))[:, 1:-1] if exact else none.expand_as(diagonal)
+    bend = by_chain(f.bend(weights))[:, 1:-1] if exact else None
     gradient = by_chain(pull(frame, weights))[:, 1:-1]
-    return ChainModel(energy, gradient, diagonal, upper, skip, bend, none.expand_as(upper), none.expand_as(skip))
+    return ChainModel(energy, gradient, diagonal, upper, skip, bend)
 
 
 def _stiffness(widths: Tensor) -> tuple[Tensor, Tensor]:
@@ -284,7 +306,10 @@ def solve_chain(
         trial_model = _evaluate(problem, trial, h, newton)
         gain = (model.energy - trial_model.energy) / promised
         better = moving & (gain > 1e-4) & _finite(trial_model)
-        x, model = torch.where(better[:, None, None], trial, x), trial_model.where(better, model)
+        if bool(better.all()):
+            x, model = trial, trial_model
+        else:
+            x, model = torch.where(better[:, None, None], trial, x), trial_model.where(better, model)
         held = torch.where(better, _relaxed(held, gain), _raised(held))
         c[live], energy[live] = x, model.energy
     why = _sentences(status, decrement, max_iterations)
@@ -354,12 +379,8 @@ def _undamped_promise(model: ChainModel, promised: Tensor, damping: Tensor, tol:
 
 def _system(model: ChainModel) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The equations H s = -g of an undamped step."""
-    return (
-        model.diagonal + model.bend_diagonal,
-        model.upper + model.bend_upper,
-        -model.gradient,
-        model.skip + model.bend_skip,
-    )
+    diagonal, upper, skip = model.hessian()
+    return diagonal, upper, -model.gradient, skip
 
 
 def _relaxed(damping: Tensor, gain: Tensor) -> Tensor:

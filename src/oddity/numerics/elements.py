@@ -40,11 +40,11 @@ _SECONDS = 0.1e-6  # for a node
 def _natively(S: Tensor, c: Tensor, widths: Tensor) -> ChainModel:
     (B, n), k = widths.shape, len(S)
     blocks = [c.new_zeros(B, count, 2, 2) for count in (n - 1, n - 2, max(0, n // 2 - 2))]
-    bends = [torch.zeros_like(b) if k > 2 else c.new_zeros(1, 1, 1, 1).expand_as(b) for b in blocks]
+    bends = [torch.zeros_like(b) if k > 2 else c.new_empty(B, 0, 2, 2) for b in blocks]
     energy, gradient = c.new_zeros(B), c.new_zeros(B, n - 1, 2)
-    written = [b if k > 2 else c.new_empty(B, 0, 2, 2) for b in bends]
-    _modelled(S.permute(3, 4, 2, 0, 1), c, widths, out=(energy, gradient, *blocks, *written), seconds=n * _SECONDS)
-    return ChainModel(energy, gradient, *blocks, *bends)
+    out = (energy, gradient, *blocks, *bends)
+    _modelled(S.permute(3, 4, 2, 0, 1), c, widths, out=out, seconds=n * _SECONDS)
+    return ChainModel(energy, gradient, *blocks, *(bends if k > 2 else ()))
 
 
 @Kernel
@@ -150,7 +150,7 @@ def _in_torch(S: Tensor, c: Tensor, widths: Tensor) -> ChainModel:
     N = torch.stack([torch.stack([_dot(t, root[:2]), _dot(t, root[1:])]) for t in turned])
     V = torch.stack([torch.stack([_dot(t, turns[0]), _dot(t, turns[1])]) for t in turned])
     blocks = _blocks(N, V, stiff)
-    bends = tuple(torch.zeros((), dtype=c.dtype, device=c.device).expand_as(block) for block in blocks)
+    bends: tuple[Tensor, ...] = ()
     if len(S) > 2:
         second = torch.stack([_dot(_times(S[k], d), p) for k in ((2, 0), (1, 1), (0, 2))])
         turned_once = torch.stack([_times(by_x, p), _times(by_y, p)])

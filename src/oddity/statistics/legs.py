@@ -216,10 +216,7 @@ def _eliminated(model: ChainModel) -> tuple[_Blocks, Tensor]:
 
     Where the exact Hessian of the inner nodes is not positive definite, its Gauss-Newton part stands for it.
     """
-    bent, flat = (
-        _Blocks(m.diagonal + m.bend_diagonal, m.upper + m.bend_upper, m.skip + m.bend_skip)
-        for m in (model, model.without_bend())
-    )
+    bent, flat = (_Blocks(*m.hessian()) for m in (model, model.without_bend()))
     bent, flat = (_Blocks(b.diagonal[:, 1:-1], b.upper[:, 1:-1], b.skip) for b in (bent, flat))
     response, definite = bent.response()
     if bool(definite.all()):

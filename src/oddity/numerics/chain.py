@@ -161,23 +161,22 @@ def model_from_expansion(f: Expansion, widths: Tensor, exact: bool) -> ChainMode
     B, n = widths.shape
 
     def by_chain(x: Tensor) -> Tensor:
-        missing = B * (n + 1) - len(x)  # of pairs, which end before the last node; those between chains belong to none
-        whole = torch.cat([x, x[:missing]]) if missing > 0 else x[: B * (n + 1)]
-        return whole.reshape(B, n + 1, *x.shape[1:])
+        return x[: B * (n + 1)].reshape(B, n + 1, *x.shape[1:])
 
     weights = torch.zeros_like(f.value)  # dE/df
     energy = energy_of_values(by_chain(f.value), widths, by_chain(weights))  # by_chain gives a view
     stiff, loose = _stiffness(widths)
 
-    def blocks(apart: int) -> Tensor:
-        near, far = (frame, frame) if apart == 0 else (frame[:, :-apart], frame[:, apart:])
-        return by_chain(torch.bmm(near.permute(1, 0, 2), far.permute(1, 2, 0)))  # (B, n+1, d, d)
-
+    d, N, m = frame.shape
+    rows = torch.nn.functional.pad(frame.permute(1, 0, 2), (0, 0, 0, 0, 0, 2))  # (N+2, d, m)   node after node
+    windows = rows.as_strided((N, 3 * d, m), (d * m, m, 1))  # of a node and the next two, at no cost
+    products = by_chain(torch.bmm(rows[:N], windows.mT))  # (B, n+1, d, 3d)   those between chains belong to none
+    with_own, with_next, with_second = products.split(d, -1)
     mass = stiff[:, :-1] + stiff[:, 1:]  # (B, n-1)
     mass[:, 1::2] -= loose[:, :-1] + loose[:, 1:]
-    diagonal = mass[..., None, None] * blocks(0)[:, 1:-1]
-    upper = -stiff[:, 1:-1, None, None] * blocks(1)[:, 1:-2]
-    skip = loose[:, 1:-1, None, None] * blocks(2)[:, 2:-4:2]
+    diagonal = mass[..., None, None] * with_own[:, 1:-1]
+    upper = -stiff[:, 1:-1, None, None] * with_next[:, 1:-2]
+    skip = loose[:, 1:-1, None, None] * with_second[:, 2:-4:2]
     bend = by_chain(f.bend(weights))[:, 1:-1] if exact else None
     gradient = by_chain(pull(frame, weights))[:, 1:-1]
     return ChainModel(energy, gradient, diagonal, upper, skip, bend)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import oddity
 from oddity import ChainSolver, Conformal, Euclidean, Hyperbolic, Manifold, Pullback, Roadmap, Sphere, TensorField
+from oddity.numerics import bicubic, blocktri, elements
 
 from .cases import decoder, embedded_sphere, mlp
 
@@ -347,13 +348,14 @@ def test_a_bad_pair_is_told_and_its_neighbours_are_untouched() -> None:
 
 
 @pytest.mark.parametrize("road", [False, True])
-def test_companions_do_not_matter_to_the_last_bit_at_the_size_of_images(road: bool) -> None:
+@pytest.mark.parametrize(("d", "D"), [(2, 784), (3, 784), (3, 301)])
+def test_companions_do_not_matter_to_the_last_bit_at_the_size_of_images(d: int, D: int, road: bool) -> None:
     torch.manual_seed(0)
-    z = torch.randn(60, 2)
+    z = torch.randn(60, d)
     mean = torch.nn.Sequential(
-        torch.nn.Linear(2, 32), torch.nn.Tanh(), torch.nn.Linear(32, 64), torch.nn.Tanh(), torch.nn.Linear(64, 784)
+        torch.nn.Linear(d, 32), torch.nn.Tanh(), torch.nn.Linear(32, 64), torch.nn.Tanh(), torch.nn.Linear(64, D)
     )
-    M = oddity.expected_metric(oddity.GaussianDecoder(mean, oddity.RBFPrecision.from_codes(z, 784)).eval())
+    M = oddity.expected_metric(oddity.GaussianDecoder(mean, oddity.RBFPrecision.from_codes(z, D)).eval())
     init = Roadmap(M, z) if road else None
     a, b = z[:9], z[9:18]
     together = M.geodesic(a, b, init=init)
@@ -365,6 +367,70 @@ def test_companions_do_not_matter_to_the_last_bit_at_the_size_of_images(road: bo
     assert not with_a_bad_one.converged[4]
     assert torch.equal(with_a_bad_one.length[others], together.length[others])
     assert torch.equal(alone.length, together.length[8])
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_compiled_loops_change_no_answer(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    z = torch.randn(60, d, dtype=torch.float64)
+    mean = torch.nn.Sequential(torch.nn.Linear(d, 16), torch.nn.Tanh(), torch.nn.Linear(16, 300)).double()
+    M = oddity.expected_metric(oddity.GaussianDecoder(mean, oddity.RBFPrecision.from_codes(z, 300)).eval())
+    init = Roadmap(M, z)
+    assert init.sketch is not M
+    compiled = M.geodesic(z[:9], z[9:18], init=init)
+    for module in (bicubic, blocktri, elements):
+        monkeypatch.setattr(module, "serves", lambda *_: False)
+    known = M.geodesic(z[:9], z[9:18], init=init)
+    assert torch.equal(compiled.converged, known.converged)
+    torch.testing.assert_close(compiled.length, known.length, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("road", [False, True])
+@pytest.mark.parametrize("d", [2, 3])
+def test_from_a_point_to_itself_is_no_way_whatever_a_processor_rounds(d: int, road: bool) -> None:
+    def rounding(z: torch.Tensor) -> torch.Tensor:
+        """A row's last digits depend on its place, as those of narrow matrix products do on some processors."""
+        digits = 1e-6 * (torch.arange(len(z)) % 3)[:, None]
+        return torch.cat([z, z.sin(), z.square()], 1) + digits
+
+    M = oddity.Pullback(rounding)
+    z = torch.randn(40, d, generator=torch.Generator().manual_seed(0))
+    a, b = z[:4], z[[0, 10, 2, 11]]
+    init = Roadmap(M, z) if road else None
+    g = M.geodesic(a, b, init=init)
+    assert g.length[[0, 2]].tolist() == [0, 0]
+    assert g.iterations[[0, 2]].tolist() == [0, 0]
+    assert g.converged[[0, 2]].all()
+    assert torch.equal(g.points[[0, 2]], a[[0, 2], None].expand_as(g.points[[0, 2]]))
+    assert (g.length[[1, 3]] > 0.1).all()
+    assert M.log(a, b, init=init)[[0, 2]].abs().max() == 0
+    assert M.length(a[:, None].expand(-1, 5, -1)).abs().max() == 0
+
+
+def test_a_sketch_of_many_alike_parts_is_as_good_as_that_of_one() -> None:
+    torch.manual_seed(0)
+    z = torch.randn(200, 3)
+    nets = [torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.Tanh(), torch.nn.Linear(16, 200)) for _ in range(20)]
+    M = oddity.ensemble_metric([net.eval() for net in nets])
+    S = M.sketch(z)
+    assert S is not M
+    off = S._deviation(z, torch.linalg.cholesky(M.metric(z).double()))
+    assert off.square().mean().sqrt() < 0.12
+    roads = Roadmap(M, z)
+    found, plain = (M.geodesic(z[:6], z[6:12], init=init) for init in (roads, None))
+    assert found.converged.all()
+    assert (found.length <= 1.001 * plain.length).all()
+
+
+def test_a_point_without_a_metric_is_not_at_rest() -> None:
+    M = Pullback(lambda z: torch.where(z[:, :1] > 2, torch.nan, z))
+    a = torch.tensor([[0.0, 0.0], [3.0, 0.0]])
+    g = M.geodesic(a, a)
+    assert g.converged.tolist() == [True, False]
+    assert g.length[0] == 0
+    assert M.log(a, a)[0].tolist() == [0, 0]
+    flat = Pullback(lambda z: z[:, :1] * torch.ones(1, 3))  # a direction costs nothing
+    assert flat.log(a, a).tolist() == [[0, 0], [0, 0]]
 
 
 def test_a_line_that_leaves_the_chart_is_no_rival() -> None:

@@ -33,7 +33,7 @@ def system(B: int, n: int, d: int) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 8, 31])
-@pytest.mark.parametrize("d", [1, 2, 5])
+@pytest.mark.parametrize("d", [1, 2, 5, 10])
 def test_agrees_with_a_dense_solve(n: int, d: int) -> None:
     diagonal, upper, rhs, dense = system(3, n, d)
     x, definite = solve_block_tridiagonal(diagonal, upper, rhs)
@@ -77,6 +77,7 @@ def test_definiteness_is_found_out_item_by_item() -> None:
     diagonal[3] -= shift * torch.eye(2)  # barely indefinite: no single block shows it
     x, definite = solve_block_tridiagonal(diagonal, upper, rhs)
     assert definite.tolist() == [True, False, False, False]
+    assert not x[1:].any()
     torch.testing.assert_close(x[0].flatten(), torch.linalg.solve(dense[0], rhs[0].flatten()))
 
 
@@ -92,7 +93,11 @@ def test_damping_rises_until_a_matrix_is_definite_and_no_further() -> None:
     eye = torch.eye(2, dtype=torch.float64)
     shift = lowest + torch.tensor([-1.0, 0.05, 1.0, torch.nan], dtype=torch.float64)  # lowest values of 1, -0.05 and -1
     diagonal = diagonal - shift[:, None, None, None] * eye
-    skip = upper.new_zeros(4, 3, 2, 2)
+    skip = 0.01 * torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    blocks = dense.reshape(4, 9, 2, 9, 2)
+    for i in range(3):
+        blocks[:, 2 * i + 1, :, 2 * i + 3] += skip[:, i]
+        blocks[:, 2 * i + 3, :, 2 * i + 1] += skip[:, i].mT
     begin = torch.tensor([0.0, 0.0, 0.01, 0.0], dtype=torch.float64)
     x, damping, definite = solve_damped(diagonal, upper, rhs, skip, eye.expand(4, 9, 2, 2), begin)
     assert definite.tolist() == [True, True, True, False]
@@ -100,3 +105,36 @@ def test_damping_rises_until_a_matrix_is_definite_and_no_further() -> None:
     assert begin.tolist() == [0.0, 0.0, 0.01, 0.0]
     shifted = dense + (damping - shift)[:, None, None] * torch.eye(18, dtype=torch.float64)
     torch.testing.assert_close(x[:3].flatten(1), torch.linalg.solve(shifted[:3], rhs[:3].flatten(1)))
+
+
+@pytest.mark.parametrize(("B", "n"), [(0, 9), (3, 1), (3, 0)])
+def test_little_to_damp(B: int, n: int) -> None:
+    eye = torch.eye(5).expand(B, n, 5, 5)
+    none, rhs = torch.ones(B, max(0, n - 1), 5, 5), torch.ones(B, n, 5)
+    skip = torch.ones(B, max(0, n // 2 - 1), 5, 5)
+    x, damping, definite = solve_damped(2 * eye, 0 * none, rhs, 0 * skip, eye, torch.ones(B))
+    torch.testing.assert_close(x, rhs / 3)
+    assert damping.tolist() == [1.0] * B
+    assert definite.all()
+
+
+@pytest.mark.parametrize("d", [2, 3, 10])
+def test_single_precision_is_as_good_as_it_can_be(d: int) -> None:
+    diagonal, upper, rhs, _ = system(5, 31, d)
+    exact = solve_block_tridiagonal(diagonal, upper, rhs)[0]
+    x, definite = solve_block_tridiagonal(diagonal.float(), upper.float(), rhs.float())
+    assert x.dtype == torch.float32
+    assert definite.all()
+    assert (x - exact).abs().max() < 1e-4 * exact.abs().max()
+
+
+def test_threads_leave_no_trace() -> None:
+    diagonal, upper, rhs, _ = system(40, 63, 5)
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found.append(solve_block_tridiagonal(diagonal, upper, rhs)[0])
+    torch.set_num_threads(before)
+    assert serves(rhs) == (not torch.is_grad_enabled())
+    if serves(rhs):
+        assert torch.equal(*found)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from oddity.models.rbf import RBFPrecision
+from oddity.numerics import reduction
 from oddity.numerics.expansion import ClosedForm, gram, layered_expansion
 from oddity.numerics.reduction import reduced
 
@@ -67,3 +68,28 @@ def test_outputs_that_are_all_needed_are_all_kept() -> None:
     f = layered_expansion(net)
     assert f is not None
     assert reduced(f, torch.zeros(4, 3), torch.eye(3).expand(4, 3, 3), 1e-6) is None
+
+
+def test_a_part_that_says_next_to_nothing_keeps_an_output_all_the_same() -> None:
+    f, z = rbf(), torch.randn(50, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    large = 1e3 * torch.eye(2, dtype=torch.float64).expand(50, 2, 2)
+    small = reduced(f, z, large, 0.1)  # a millionth of a sum
+    assert small is not None
+    off = metric(small, z) - metric(f, z)
+    assert off.norm() < 0.1 * metric(f, z).norm()
+    constant = torch.nn.Sequential(torch.nn.Linear(2, 40)).double()
+    torch.nn.init.zeros_(constant[0].weight)
+    still = layered_expansion(constant)
+    assert still is not None
+    nothing = reduced(still, z, large, 0.1)
+    assert nothing is not None
+    assert nothing(z).frame.shape == (2, 50, 1)
+    assert not nothing(z).frame.any()
+
+
+def test_of_very_many_outputs_some_are_open_to_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reduction, "_MOST", 120)
+    f, z = dense(), torch.randn(100, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    small = reduced(f, z, torch.linalg.cholesky(metric(f, z)), 0.1)
+    assert small is not None
+    assert (metric(small, z) - metric(f, z)).norm() < 0.15 * metric(f, z).norm()

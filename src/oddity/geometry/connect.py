@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from oddity.numerics.chain import (
     ChainModel,
     ChainProblem,
     ChainSolution,
+    at_rest,
     doubled,
     interpolate_chain,
     leaps,
@@ -210,8 +211,11 @@ _SCOUTS = 64  # segments in a table
 _SCOUTED = 2e-3  # resolution there: the metric's own chain then hardly moves
 _GUIDED = 32  # steps by the sketch's Hessian, before the metric's own
 _AGREES = 0.3  # a sketch that is further off, in a step as a share of the longest or in the metric, does not guide
-_ASTRAY = 0.1  # damping of the first step in many dimensions, where an undamped one never succeeds
+_ASTRAY = 0.1  # damping of the first step under a sketch of outputs: far from the solution an undamped one goes astray
 _SAME = 0.05  # curves nearer to each other than this share of their length, all along, are in one valley
+
+
+_ACROSS = 4  # segments from one to the other
 
 
 def _scouting(solver: ChainSolver, sketch: Manifold) -> ChainSolver:
@@ -273,7 +277,8 @@ class _Race:
 
     def _moving(self, starts: Tensor) -> Tensor:
         """All starts but those of pairs that have one at rest: from a point to itself nothing is solved, or rounded."""
-        still = _at_rest(starts)
+        still = at_rest(starts)
+        still[still.clone()] = self.M._lengths(starts[still]).isfinite()  # where there is no metric, nothing is said
         rests = still.nonzero()[:, 0]
         self.length[rests], self.segments[rests] = 0, starts.shape[1] - 1
         self.stationary[rests], self.resolved[rests] = True, True
@@ -345,13 +350,23 @@ class _Race:
         goal: float = 0.0,
         *,
         most: int | None = None,
-        **how: Any,
+        exact: bool = False,
+        damping: float = 0.0,
     ) -> ChainSolution:
         goal = max(goal, self.solver.tolerance or torch.finfo(chains.dtype).eps ** 0.75)
         limit, spent = self.solver.max_iterations, self.iterations[entrants]
         if most is not None:
             spent = spent.clamp(min=limit - most)
-        found = solve_chain(problem, chains, widths, tolerance=goal, max_iterations=limit, spent=spent, **how)
+        found = solve_chain(
+            problem,
+            chains,
+            widths,
+            tolerance=goal,
+            max_iterations=limit,
+            spent=spent,
+            exact=exact,
+            damping=damping,
+        )
         self.iterations[entrants] += found.iterations
         return found
 
@@ -421,10 +436,9 @@ class _Race:
             theirs, earlier = length[rival.clamp(min=0)], entrants >= (other + 1) * B
             behind = (length > theirs) | ((length == theirs) & earlier)
             behind = (behind & (rival >= 0) & on).nonzero()[:, 0]
-            ways = torch.stack(
-                [points[behind], points[rival[behind]]], 2
-            )  # (b, n+1, 2, d)   straight from node to node
-            on[behind] = ~(self.sketch._lengths(ways).amax(-1) <= _SAME * length[behind])
+            ways = _line(points[behind].flatten(0, 1), points[rival[behind]].flatten(0, 1), _ACROSS)  # node to node
+            apart = self.sketch._lengths(ways).reshape(len(behind), n + 1).amax(-1)
+            on[behind] = ~(apart <= _SAME * length[behind])
         return on
 
     def verdict(self, a: Tensor, b: Tensor) -> tuple[Tensor, list[str]]:
@@ -494,7 +508,7 @@ class _Race:
         for used, points, widths in found:
             m = 2 * widths.shape[1]
             curve = _through(points, places_at(_times_of(widths), _times(m, points)))
-            whole[used], some = _regridded(curve, n), leaps(curve) & ~_at_rest(curve)
+            whole[used], some = _regridded(curve, n), leaps(curve) & ~at_rest(curve)
             if bool(some.any()):
                 fine = interpolate_chain(curve[some], _times(4 * m, curve))
                 gaps[used[some]] = (self.M._lengths(fine) - self.length[pick[used[some]]]).abs()
@@ -508,7 +522,7 @@ class _Race:
         """
         momentum = self.length.new_empty(len(pick), self.dim)
         for used, points, widths in self.on_grids(pick):
-            momentum[used] = torch.where(_at_rest(points)[:, None], 0.0, self._extrapolated_momentum(points, widths))
+            momentum[used] = torch.where(at_rest(points)[:, None], 0.0, self._extrapolated_momentum(points, widths))
         return momentum
 
     def _extrapolated_momentum(self, points: Tensor, widths: Tensor) -> Tensor:
@@ -530,11 +544,6 @@ def _through(c: Tensor, at: Tensor) -> Tensor:
     chain = interpolate_chain(c, at)
     chain[:, 0], chain[:, -1] = c[:, 0], c[:, -1]
     return chain
-
-
-def _at_rest(c: Tensor) -> Tensor:
-    """Whether a chain never leaves its point: ``(B,)`` bool."""
-    return (c == c[:, :1]).all(-1).all(-1)
 
 
 class _Measured(NamedTuple):

@@ -441,7 +441,7 @@ class Manifold(abc.ABC):
             part = c[at : at + size]
             for s, whole, squares in zip(strides, steps, self._squares(part, strides), strict=True):
                 still = (part[:, s::s] == part[:, :-s:s]).all(-1)  # of length zero, whatever a processor rounds
-                whole[at : at + size] = _root(squares.masked_fill(still, 0))
+                whole[at : at + size] = _root(squares.masked_fill(still & squares.isfinite(), 0))
         return steps
 
     def _squares(self, c: Tensor, strides: tuple[int, ...]) -> list[Tensor]:
@@ -452,7 +452,7 @@ class Manifold(abc.ABC):
 
     @final
     @torch.no_grad()
-    def sketch(self, z: Tensor, *, tolerance: float = 0.06, most: int = 1 << 16) -> Manifold:
+    def sketch(self, z: Tensor, *, tolerance: float = 0.1, most: int = 1 << 16) -> Manifold:
         """A cheaper manifold whose metric is close to this one around the points z, or this one itself.
 
         Solvers start on it and finish on the metric itself: it saves their time and never touches their result. In

@@ -168,7 +168,9 @@ def log(M: Manifold, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSo
     """
     g, momentum = depart(M, a, b, init=init, solver=solver)
     with torch.no_grad():
-        return torch.where(g.converged[..., None], M._sharp(a.detach().expand(momentum.shape), momentum), torch.nan)
+        v = M._sharp(a.detach().expand(momentum.shape), momentum)
+        v = torch.where((momentum == 0).all(-1, keepdim=True), 0.0, v)  # also where the metric is singular
+        return torch.where(g.converged[..., None], v, torch.nan)
 
 
 def dist(M: Manifold, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSolver | None = None) -> Tensor:

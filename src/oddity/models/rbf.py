@@ -264,8 +264,8 @@ class RBFPrecision(nn.Module):
         ``H_k = 2 lambda_k v_k (2 lambda_k u u' - I)`` the Hessian of the bump; along p and q the second derivative is
         ``3 beta^{1/2} (J p) (J q) - 1/2 beta^{-3/2} W (p' H q)``.
         """
-        away = (z.mT[:, :, None] - self.centres.mT[:, None]).contiguous()  # (d, N, K)
-        v, slope = self._bumps(self.bandwidths * away.square().sum(0))
+        away = self._away(z)  # (d, N, K)
+        v, slope = self._bumps(self._exponent_of(away))
         precision = nn.functional.linear(v, self.weight, self.zeta)  # (N, D)
         std = precision.rsqrt()
         frame = scaled((slope * away) @ self.weight.mT, std / precision)  # (d, N, D)
@@ -330,7 +330,14 @@ class RBFPrecision(nn.Module):
 
     def _exponent(self, z: Tensor) -> Tensor:
         """Return ``lambda_k |z - c_k|^2``: (*, d) -> (*, K)."""
-        return self.bandwidths * (z[..., None, :] - self.centres).square().sum(-1)
+        return self._exponent_of(self._away(z.reshape(-1, z.shape[-1]))).reshape(*z.shape[:-1], len(self.centres))
+
+    def _exponent_of(self, away: Tensor) -> Tensor:
+        return self.bandwidths * away.square().sum(0)
+
+    def _away(self, z: Tensor) -> Tensor:
+        """Return ``z - c_k``, the axes first: (N, d) -> (d, N, K)."""
+        return (z.mT[:, :, None] - self.centres.mT[:, None]).contiguous()
 
     @classmethod
     def from_codes(

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from oddity.numerics.expansion import ClosedForm, Expansion, PulledValue, Pulling, layered_expansion, pull
 from oddity.numerics.networks import eager, module_behind, name_of, refuse, standing_for
 
-__all__ = ["BEND_MODES", "MODES", "SECOND_MODES", "Differential", "gradient"]
+__all__ = ["BEND_MODES", "MODES", "SECOND_MODES", "Differential", "gradient", "has_tangent"]
 
 _CLOSED = "closed form"
 _FEW_DIMENSIONS = 4
@@ -35,6 +35,11 @@ _NO_DERIVATIVE = (
 
 Function = Callable[[Tensor], Tensor]
 Rule = Callable[[Function, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def has_tangent(x: Tensor) -> bool:
+    """Whether a forward derivative rides on x, which NumPy would drop without a word."""
+    return forward_ad.unpack_dual(x).tangent is not None
 
 
 def _vectorised_jvp(f: Function, z: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,6 +55,7 @@ class BicubicSpline:
 
     def __call__(self, z: Tensor, order: int = 0) -> Tensor:
         """Derivatives up to an order in each direction: ``(N, 2) -> (order+1, order+1, C, N)``."""
+        assert order <= 2, "a cubic spline has two continuous derivatives"
         if serves(z, self.rows) and z.dtype == self.rows.dtype:
             found = z.new_empty(len(z), self.rows.shape[2] // 4, order + 1, order + 1)
             grid = (self.rows, self.weights, self.low, self.steps, self.last)
@@ -95,7 +96,7 @@ def _evaluated(z, found, rows, weights, low, steps, last):  # type: ignore[no-un
             within = min(max(place, z.dtype.type(0)), last[axis])
             node = int(min(within, last[axis] - 1)) if place == place else 0
             cell = cell * int(last[1]) + node
-            s = within - node if place == place else place
+            s = within - z.dtype.type(node) if place == place else place
             for order in range(k):
                 gone = order > 1 and (place < within or place > within)
                 for j in range(4):

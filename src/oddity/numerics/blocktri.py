@@ -41,7 +41,7 @@ def solve_block_tridiagonal(
     Returns
     -------
     x : Tensor
-        ``(B, n, d)``. Meaningless for items whose matrix is not positive definite.
+        ``(B, n, d)``, zero for items whose matrix is not positive definite.
     definite : Tensor
         ``(B,)`` bool: whether that item's matrix is (numerically) positive definite.
 
@@ -57,7 +57,8 @@ def solve_block_tridiagonal(
     if serves(rhs):
         x, _, definite = _one_after_another(diagonal, upper, rhs, skip, None, rhs.new_zeros(len(rhs)))
         return x, definite
-    return _cyclic(diagonal, upper, rhs, skip)
+    x, definite = _cyclic(diagonal, upper, rhs, skip)
+    return torch.where(definite[:, None, None], x, 0.0), definite
 
 
 def solve_damped(
@@ -105,7 +106,7 @@ def solve_damped(
     return x, damping, definite
 
 
-_RAISES = 12  # times 4 each: what is not definite then has a matrix that is not finite
+_RAISES = 12  # times 4 each; what is not definite then either is not finite or bends sharply, and waits for the caller
 _SECONDS = 0.1e-6, 0.8e-9  # for a block, and for each of its d^3
 
 
@@ -130,11 +131,12 @@ def _eliminated(diagonal, unit, upper, skip, rhs, x, damping, definite, raises):
     factor, rows = np.empty((n, d, d), rhs.dtype), np.empty((n, d, 2 * d + 1), rhs.dtype)
     pivots, loads = np.empty((3, d, d), rhs.dtype), np.empty((3, d), rhs.dtype)  # of this block and the next two
     beside = np.empty((2, d, d), rhs.dtype)  # the block right of the pivot, and of the next one
+    one = rhs.dtype.type(1)  # a whole number would make double precision of single
     for b in range(B):
         positive = False
         for turn in range(raises + 1):
             if turn:
-                damping[b] = max(4 * damping[b], 0.1)
+                damping[b] = max(rhs.dtype.type(4) * damping[b], rhs.dtype.type(0.1))
             positive = True
             for i in range(-2, n):
                 if i + 2 < n:  # blocks are taken in hand before they are changed
@@ -142,7 +144,9 @@ def _eliminated(diagonal, unit, upper, skip, rhs, x, damping, definite, raises):
                     for r in range(d):
                         loads[ahead, r] = rhs[b, i + 2, r]
                         for c in range(d):
-                            pivots[ahead, r, c] = diagonal[b, i + 2, r, c] + damping[b] * unit[b, i + 2, r, c]
+                            pivots[ahead, r, c] = diagonal[b, i + 2, r, c]
+                            if raises:
+                                pivots[ahead, r, c] += damping[b] * unit[b, i + 2, r, c]
                 if -1 <= i < n - 2:
                     for r in range(d):
                         for c in range(d):
@@ -160,7 +164,7 @@ def _eliminated(diagonal, unit, upper, skip, rhs, x, damping, definite, raises):
                     for k in range(r):
                         square -= L[r, k] * L[r, k]
                     positive = positive and square > 0
-                    L[r, r] = 1 / np.sqrt(square)
+                    L[r, r] = one / np.sqrt(square)
                 if not positive:
                     break
                 columns = 1

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ __all__ = [
     "ChainModel",
     "ChainProblem",
     "ChainSolution",
+    "at_rest",
     "chain_velocity",
     "doubled",
     "energy_of_values",
@@ -61,19 +62,23 @@ class ChainModel(NamedTuple):
 
     def plus(self, other: ChainModel) -> ChainModel:
         """Model of the sum of two energies."""
-        return self._with(other, torch.add)
+        return _each(lambda parts: parts[0] + parts[1], self, other)
 
     def times(self, factor: float) -> ChainModel:
         """Model of a multiple of the energy."""
-        return ChainModel(*(_unless_zero(lambda part: factor * part[0], (a,)) for a in self))
+        return _each(lambda parts: factor * parts[0], self)
 
     def at(self, index: Tensor) -> ChainModel:
         """Models of the chains at an index."""
-        return ChainModel(*(_unless_zero(lambda part: part[0][index], (a,)) for a in self))
+        return _each(lambda parts: parts[0][index], self)
 
     def where(self, mask: Tensor, other: ChainModel) -> ChainModel:
         """Return self where the mask is true, other elsewhere."""
-        return self._with(other, lambda a, b: torch.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b))
+
+        def chosen(parts: tuple[Tensor, ...]) -> Tensor:
+            return torch.where(mask.reshape(-1, *[1] * (parts[0].ndim - 1)), parts[0], parts[1])
+
+        return _each(chosen, self, other)
 
     def without_bend(self) -> ChainModel:
         """Return the Gauss-Newton model."""
@@ -82,27 +87,19 @@ class ChainModel(NamedTuple):
     @staticmethod
     def cat(models: list[ChainModel]) -> ChainModel:
         """Models of several batches as one."""
-        return ChainModel(*(_unless_zero(torch.cat, parts) for parts in zip(*_filled(models), strict=True)))
-
-    def _with(self, other: ChainModel, f: Callable[[Tensor, Tensor], Tensor]) -> ChainModel:
-        pairs = zip(*_filled([self, other]), strict=True)
-        return ChainModel(*(_unless_zero(lambda pair: f(*pair), pair) for pair in pairs))
+        return _each(torch.cat, *models)
 
 
-def _filled(models: list[ChainModel]) -> list[ChainModel]:
-    """The same models, each bend of which all have or none has."""
+def _each(f: Callable[[tuple[Tensor, ...]], Tensor], *models: ChainModel) -> ChainModel:
+    """Apply f to each field of some models; a bend that only some of them have is zero in the others."""
     for bend, block in (("bend_diagonal", "diagonal"), ("bend_upper", "upper"), ("bend_skip", "skip")):
         missing = [getattr(m, bend) is None for m in models]
         if any(missing) and not all(missing):
-            models = [
+            models = tuple(
                 m._replace(**{bend: torch.zeros_like(getattr(m, block))}) if none else m
                 for m, none in zip(models, missing, strict=True)
-            ]
-    return models
-
-
-def _unless_zero(f: Callable[[Any], Tensor], parts: tuple[Tensor | None, ...]) -> Any:
-    return None if parts[0] is None else f(parts)
+            )
+    return ChainModel(*(None if parts[0] is None else f(parts) for parts in zip(*models, strict=True)))  # type: ignore[arg-type]
 
 
 def doubled(widths: Tensor) -> Tensor:
@@ -168,8 +165,8 @@ def model_from_expansion(f: Expansion, widths: Tensor, exact: bool) -> ChainMode
     stiff, loose = _stiffness(widths)
 
     d, N, m = frame.shape
-    rows = torch.nn.functional.pad(frame.permute(1, 0, 2), (0, 0, 0, 0, 0, 2))  # (N+2, d, m)   node after node
-    windows = rows.as_strided((N, 3 * d, m), (d * m, m, 1))  # of a node and the next two, at no cost
+    rows = torch.nn.functional.pad(frame.permute(1, 0, 2), (0, 0, 0, 0, 0, 2))  # (N+2, d, m)   node after node, copied,
+    windows = rows.as_strided((N, 3 * d, m), (d * m, m, 1))  # so that a node and the next two are one matrix
     products = by_chain(torch.bmm(rows[:N], windows.mT))  # (B, n+1, d, 3d)   those between chains belong to none
     with_own, with_next, with_second = products.split(d, -1)
     mass = stiff[:, :-1] + stiff[:, 1:]  # (B, n-1)
@@ -249,7 +246,8 @@ def solve_chain(
     widths
         ``(B, n)``, the widths of the segments, which sum to one; default 1/n.
     tolerance
-        A chain is stationary when a nearly undamped step promises to lower its energy by less than this share.
+        A chain is stationary when a step promises to lower its energy by less than this share, with a damping of at
+        most 1, which halves the step along the longest mode of a chain; with more, an undamped one is asked.
         Default ``eps ** 0.75`` of the dtype: 6e-6 in float32, 2e-12 in float64.
     max_iterations
         Steps tried for each chain, rejected ones included.
@@ -479,6 +477,11 @@ def _cubics(c: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         a, b, u, v = (x.gather(-2, at + k) for x in (c, slope) for k in (0, 1))
     square, cube = 3 * (b - a) - 2 * u - v, 2 * (a - b) + u + v
     return a + s * (u + s * (square + s * cube)), u + s * (2 * square + 3 * s * cube)
+
+
+def at_rest(c: Tensor) -> Tensor:
+    """Whether a chain never leaves its point: ``(*, n+1, d) -> (*)`` bool."""
+    return (c == c[..., :1, :]).all(-1).all(-1)
 
 
 def leaps(c: Tensor) -> Tensor:

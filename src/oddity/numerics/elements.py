@@ -52,7 +52,8 @@ def _modelled(S, c, widths, energy, gradient, diagonal, upper, skip, bend_diagon
     """The model element by element; S is ``(B, n+1, 3, k, k)``, results are added to."""
     B, n = widths.shape
     exact, elements = S.shape[3] > 2, n // 2
-    number = c.dtype.type
+    number = c.dtype.type  # whole numbers would make double precision of single
+    three, four, nine, sixteen = number(3), number(4), number(9), number(16)
     vectors, matrices = np.empty((4, 3, 2), c.dtype), np.empty((5, 3, 2, 2), c.dtype)
     d, p, u, local = vectors[0], vectors[1], vectors[2], vectors[3]
     N, V, G, N_bent, V_bent = matrices[0], matrices[1], matrices[2], matrices[3], matrices[4]
@@ -63,14 +64,14 @@ def _modelled(S, c, widths, energy, gradient, diagonal, upper, skip, bend_diagon
             whole = first + second
             for i in range(2):
                 x, y, z = c[b, 2 * e, i], c[b, 2 * e + 1, i], c[b, 2 * e + 2, i]
-                d[0, i], d[1, i], d[2, i] = 4 * y - 3 * x - z, z - x, x - 4 * y + 3 * z
+                d[0, i], d[1, i], d[2, i] = four * y - three * x - z, z - x, x - four * y + three * z
             for k in range(3):
                 if k == 0:
-                    q = number(1 / 6) / max(3 * first - second, number(0.1) * whole)
+                    q = number(1 / 6) / max(three * first - second, number(0.1) * whole)
                 elif k == 1:
                     q = number(2 / 3) / whole
                 else:
-                    q = number(1 / 6) / max(3 * second - first, number(0.1) * whole)
+                    q = number(1 / 6) / max(three * second - first, number(0.1) * whole)
                 s = S[b, 2 * e + k]
                 s0, s1, s2 = s[0, 0, 0], s[1, 0, 0], s[2, 0, 0]
                 r0, r1 = s0 * d[k, 0] + s1 * d[k, 1], s1 * d[k, 0] + s2 * d[k, 1]
@@ -96,29 +97,29 @@ def _modelled(S, c, widths, energy, gradient, diagonal, upper, skip, bend_diagon
                             V_bent[k, a, i] = turn0 * p[k, 0] + turn1 * p[k, 1]
             inner = 2 * e  # number of the middle among the inner nodes
             for a in range(2):
-                gradient[b, inner, a] += local[1, a] + 4 * (u[0, a] - u[2, a])
+                gradient[b, inner, a] += local[1, a] + four * (u[0, a] - u[2, a])
                 if e > 0:
-                    gradient[b, inner - 1, a] += local[0, a] + u[2, a] - u[1, a] - 3 * u[0, a]
+                    gradient[b, inner - 1, a] += local[0, a] + u[2, a] - u[1, a] - three * u[0, a]
                 if e < elements - 1:
-                    gradient[b, inner + 1, a] += local[2, a] + u[1, a] - u[0, a] + 3 * u[2, a]
+                    gradient[b, inner + 1, a] += local[2, a] + u[1, a] - u[0, a] + three * u[2, a]
             for bent in range(2 if exact else 1):
                 n_, v_ = (N_bent, V_bent) if bent else (N, V)
                 for a in range(2):
                     for i in range(2):
-                        parts[0, a, i] = v_[0, a, i] - 3 * (n_[0, a, i] + n_[0, i, a])
+                        parts[0, a, i] = v_[0, a, i] - three * (n_[0, a, i] + n_[0, i, a])
                         parts[1, a, i] = v_[1, a, i]
-                        parts[2, a, i] = v_[2, a, i] + 3 * (n_[2, a, i] + n_[2, i, a])
-                        parts[3, a, i] = 4 * n_[0, a, i] - n_[1, i, a]
-                        parts[4, a, i] = n_[1, a, i] - 4 * n_[2, i, a]
+                        parts[2, a, i] = v_[2, a, i] + three * (n_[2, a, i] + n_[2, i, a])
+                        parts[3, a, i] = four * n_[0, a, i] - n_[1, i, a]
+                        parts[4, a, i] = n_[1, a, i] - four * n_[2, i, a]
                         parts[5, a, i] = n_[2, i, a] - n_[0, a, i]
                         if not bent:
                             x, y, z = G[0, a, i], G[1, a, i], G[2, a, i]
-                            parts[0, a, i] += 9 * x + y + z
-                            parts[1, a, i] += 16 * (x + z)
-                            parts[2, a, i] += x + y + 9 * z
-                            parts[3, a, i] -= 4 * (3 * x + z)
-                            parts[4, a, i] -= 4 * (x + 3 * z)
-                            parts[5, a, i] += 3 * (x + z) - y
+                            parts[0, a, i] += nine * x + y + z
+                            parts[1, a, i] += sixteen * (x + z)
+                            parts[2, a, i] += x + y + nine * z
+                            parts[3, a, i] -= four * (three * x + z)
+                            parts[4, a, i] -= four * (x + three * z)
+                            parts[5, a, i] += three * (x + z) - y
                 D, U, K = (bend_diagonal, bend_upper, bend_skip) if bent else (diagonal, upper, skip)
                 for a in range(2):
                     for i in range(2):

@@ -11,11 +11,13 @@ import functools
 import itertools
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from oddity.numerics.autodiff import has_tangent
 
 __all__ = ["Kernel", "serves"]
 
@@ -25,7 +27,7 @@ _WORTH_A_THREAD = 50e-6  # seconds of work below which a second thread costs mor
 def serves(*tensors: Tensor) -> bool:
     """Whether kernels can work on tensors: in main memory, single or double precision, no derivative asked for."""
     return not torch.is_grad_enabled() and all(
-        x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) for x in tensors
+        x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not has_tangent(x) for x in tensors
     )
 
 
@@ -77,8 +79,11 @@ class Kernel:
             return
         cuts = [count * i // parts for i in range(parts + 1)]
         pieces = [[x[i:j] for x in arrays] for i, j in itertools.pairwise(cuts)]
-        jobs = [_threads(os.getpid(), parts - 1).submit(self._compiled, *piece, *rest) for piece in pieces[1:]]
-        self._compiled(*pieces[0], *rest)
+        jobs = [_threads(os.getpid()).submit(self._compiled, *piece, *rest) for piece in pieces[1:]]
+        try:
+            self._compiled(*pieces[0], *rest)
+        finally:
+            wait(jobs)
         for job in jobs:
             job.result()
 
@@ -101,7 +106,7 @@ class Kernel:
 
 
 @functools.cache
-def _threads(process: int, count: int) -> ThreadPoolExecutor:
-    """Waiting threads, for each process its own, since a forked one has none of its parent's."""
+def _threads(process: int) -> ThreadPoolExecutor:
+    """Threads, as many as were ever needed at once; for each process its own, since a fork has none of its parent's."""
     del process
-    return ThreadPoolExecutor(count, thread_name_prefix="oddity")
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="oddity")

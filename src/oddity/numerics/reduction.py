@@ -1,7 +1,7 @@
 """A function of many outputs replaced by some of them: a cheap stand-in with nearly the same metric.
 
-The metric J'J is a sum over the outputs, and those of an image decoder say much the same: a tenth of the terms, each
-with a positive weight, nearly makes the sum, as few places with weights make an integral. The weights of the chosen
+The metric J'J is a sum over the outputs, and those of an image decoder say much the same: a few of the terms, each with
+a positive weight, nearly makes the sum, as few places with weights make an integral. The weights of the chosen
 outputs are fitted by least squares over sample points; the roots of the weights scale the outputs, so that the stand-in
 is a function like any.
 
@@ -54,7 +54,8 @@ def reduced(f: ClosedForm, z: Tensor, whiten: Tensor, tolerance: float) -> Reduc
     whiten
         ``(N, d, d)``, lower triangular factors of the metric at the points, in which errors are measured.
     tolerance
-        Root mean square error of the metric that the stand-in may have at the points, as a share of the whole one.
+        Root mean square error of the function's own metric that the stand-in may have at the points, as a share of it;
+        so the errors of a sum's parts do not add up to a larger share.
 
     Examples
     --------
@@ -69,28 +70,49 @@ def reduced(f: ClosedForm, z: Tensor, whiten: Tensor, tolerance: float) -> Reduc
     """
     with torch.no_grad():
         rows = torch.linalg.solve_triangular(whiten.double(), f(z).frame.double().permute(1, 0, 2), upper=False)
-        products = sum(((row.mT @ row).square_() for row in rows[1:]), (rows[0].mT @ rows[0]).square_())  # (D, D)
-        index, weights = _chosen(products.cpu().numpy(), len(z) * z.shape[-1] * tolerance**2)
+        every = -(-rows.shape[-1] // _MOST)
+        some = rows[:, :, ::every]  # (N, d, D')   open to choice
+        products = rows.new_zeros(2 * some.shape[-1:])
+        with_all = rows.new_zeros(some.shape[-1])
+        total = 0.0
+        for row, few in zip(rows, some, strict=True):
+            products += (few.mT @ few).square_()
+            metric = row @ row.mT
+            with_all += (few * (metric @ few)).sum(0)
+            total += float(metric.square().sum())
+        index, weights = _chosen(products.cpu().numpy(), with_all.cpu().numpy(), total, tolerance**2 * total)
         if 2 * len(index) > rows.shape[-1]:
             return None
         order = np.argsort(index)
-        kept = torch.from_numpy(index[order]).to(z.device)
+        kept = torch.from_numpy(every * index[order]).to(z.device)
         return Reduced(f.outputs(kept), torch.from_numpy(np.sqrt(weights[order])).to(z))
 
 
-def _chosen(products: np.ndarray, bound: float) -> tuple[np.ndarray, np.ndarray]:
-    """Terms whose sum with positive weights is near the sum of all, and the weights: ``(D, D) -> (k,), (k,)``.
+_MOST = 4096  # outputs that may be chosen; of more, every second, third, ...
+
+
+def _chosen(products: np.ndarray, with_all: np.ndarray, total: float, bound: float) -> tuple[np.ndarray, np.ndarray]:
+    """Terms whose sum with positive weights is near the sum of all, and the weights: ``-> (k,), (k,)``.
 
     Greedily, that term next which explains most of what is missing, all weights fitted anew; a term whose weight would
-    not be positive is left out for good. The products are those of the terms, the bound is on the square of the error.
+    not be positive is left out for good. At least one, and hardly more than half of the terms.
+
+    Parameters
+    ----------
+    products, with_all, total
+        Inner products of the terms ``(D, D)``, of each with the sum of all ``(D,)``, and of that with itself.
+    bound
+        On the square of the error.
     """
-    with_all, size = products.sum(1), np.sqrt(products.diagonal())
-    open_ = size > 0
+    size = np.sqrt(products.diagonal())
+    if not (size > 0).any():
+        return np.zeros(1, np.int64), np.ones(1)
+    left = size > 0
     index, weights = np.empty(0, np.int64), np.empty(0)
-    while with_all.sum() - with_all[index] @ weights > bound and open_.any():
+    while total - with_all[index] @ weights > bound and left.any() and 2 * len(index) <= len(size):
         missing = with_all - products[:, index] @ weights
-        best = int(np.argmax(np.where(open_, missing / np.where(size > 0, size, 1), -np.inf)))
-        open_[best], index = False, np.append(index, best)
+        best = int(np.argmax(np.where(left, missing / np.where(size > 0, size, 1), -np.inf)))
+        left[best], index = False, np.append(index, best)
         while True:
             own = products[np.ix_(index, index)]
             own[np.diag_indices_from(own)] *= 1 + 1e-9  # terms may be alike

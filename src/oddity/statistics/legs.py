@@ -16,7 +16,7 @@ from oddity.geometry.manifold import Manifold, in_chart
 from oddity.geometry.transport import turning
 from oddity.numerics.autodiff import Differential
 from oddity.numerics.blocktri import solve_block_tridiagonal
-from oddity.numerics.chain import ChainModel, interpolate_chain, solve_chain
+from oddity.numerics.chain import ChainModel, at_rest, interpolate_chain, solve_chain
 
 __all__ = ["Legs", "Taylor", "covariant_hessian", "has_formula", "legs_along", "where"]
 
@@ -151,18 +151,21 @@ class _Chains(NamedTuple):
     def solve(cls, M: Manifold, start: Tensor) -> _Chains:
         """Solve chains, and eliminate their inner nodes: the Hessian in the ends is what remains (Schur complement)."""
         found = solve_chain(M, start, max_iterations=_MOST, exact=True)
-        c, n = found.points, start.shape[1] - 1
+        still, n = at_rest(start), start.shape[1] - 1  # whatever a processor rounds
+        c = torch.where(still[:, None, None], start, found.points)
         # two segments more before and behind, of length zero and infinitely wide, so that the ends too are inner nodes
         longer = torch.cat([c[:, :1], c[:, :1], c, c[:, -1:], c[:, -1:]], 1)
         widths = torch.nn.functional.pad(c.new_full((len(c), n), 1 / n), (2, 2), value=torch.inf)
         model = M.chain_model(longer, widths, exact=True)
         blocks, response = _eliminated(model)
-        gradient, (own, near, far), (_, near_b, far_b) = model.gradient[:, 1:-1], blocks.first(), blocks.last()
+        still &= model.energy.isfinite()
+        gradient = model.gradient.masked_fill(still[:, None, None], 0)
+        gradient, (own, near, far), (_, near_b, far_b) = gradient[:, 1:-1], blocks.first(), blocks.last()
         return cls(
             points=c,
-            stationary=found.stationary,
+            stationary=found.stationary | still,
             response=response,
-            value=model.energy,
+            value=model.energy.masked_fill(still, 0),
             slope=gradient[:, 0] + torch.einsum("nkij,nki->nj", response, gradient[:, 1:-1]),
             slope_b=gradient[:, -1],
             hessian=own + near @ response[:, 0] + far @ response[:, 1],

@@ -22,17 +22,24 @@ from oddity.numerics.autodiff import Differential
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
-    saved = oddity.load_model(args.folder / "model")
-    numbers = np.load(args.folder / "problem.npz")
-    count = 8 if args.quick else 256
-    a, b = (torch.as_tensor(numbers[end][:count]) for end in "ab")
-    M = oddity.expected_metric(saved.vae.decoder)
-    roads = oddity.Roadmap(M, saved.codes)
-    figures = share_of_engine(M, roads, a, b) | latency(M, roads, a[: count // 4], b[: count // 4])
+    M, roads, a, b = loaded(args.folder, args.quick)
+    figures = share_of_engine(M, roads, a, b) | latency(M, roads, a[: len(a) // 4], b[: len(b) // 4])
     figures |= symmetry(M, roads, a[:64], b[:64])
+    figures["share_outside_decoder_passes_percent_by_dimension"] = {
+        folder.name: share_of_engine(*loaded(folder, args.quick))["share_outside_decoder_passes_percent"]
+        for folder in sorted(args.folder.parent.glob("d*"))
+    }
     args.out.write_text(json.dumps(figures))
-    figures |= all_pairs(M, saved.codes[: 40 if args.quick else 1000], 10 if args.quick else 100)
+    figures |= all_pairs(M, roads.codes[: 40 if args.quick else 1000], 10 if args.quick else 100)
     args.out.write_text(json.dumps(figures))
+
+
+def loaded(folder: Path, quick: bool) -> tuple[oddity.Manifold, oddity.Roadmap, torch.Tensor, torch.Tensor]:
+    """Metric, roadmap and pairs of a problem."""
+    saved, numbers = oddity.load_model(folder / "model"), np.load(folder / "problem.npz")
+    a, b = (torch.as_tensor(numbers[end][: 8 if quick else 256]) for end in "ab")
+    M = oddity.expected_metric(saved.vae.decoder)
+    return M, oddity.Roadmap(M, saved.codes), a, b
 
 
 def arguments() -> argparse.Namespace:

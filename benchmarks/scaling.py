@@ -61,7 +61,7 @@ def timed(size: Size, repeats: int = 5, enough: float = 2.0) -> dict[str, float]
 
 
 def _run(M: oddity.Manifold, a: torch.Tensor, b: torch.Tensor, solver: oddity.ChainSolver) -> tuple[float, float, int]:
-    with watched(chain, ["solve_block_tridiagonal"]) as clock:
+    with watched(chain, ["solve_damped", "solve_block_tridiagonal"]) as clock:
         begin = time.perf_counter()
         g = M.geodesic(a, b, solver=solver)
         total = time.perf_counter() - begin

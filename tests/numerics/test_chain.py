@@ -9,7 +9,14 @@ from torch import Tensor
 
 from oddity.numerics import chain
 from oddity.numerics.autodiff import Differential
-from oddity.numerics.chain import ChainModel, interpolate_chain, model_from_expansion, node_slopes, solve_chain
+from oddity.numerics.chain import (
+    ChainModel,
+    energy_of_values,
+    interpolate_chain,
+    model_from_expansion,
+    node_slopes,
+    solve_chain,
+)
 
 
 class Surface:
@@ -165,3 +172,21 @@ def test_no_segment_swings_out_beside_a_leap() -> None:
     curve = interpolate_chain(c, torch.linspace(0, 1, 151, dtype=torch.float64))
     assert (curve[:, 0].diff() >= 0).all()
     assert curve.diff(dim=0).norm(dim=1).sum() < 1.05 * c.diff(dim=0).norm(dim=1).sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("B", "n", "m"), [(0, 4, 3), (3, 2, 5), (4, 4, 1), (2, 16, 100)])
+def test_the_energy_of_values_and_its_derivative_compiled_and_not(B: int, n: int, m: int, dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(0)
+    value, widths = torch.randn(B, n + 1, m, generator=g, dtype=dtype), 1 + torch.rand(B, n, generator=g, dtype=dtype)
+    found, known = torch.full_like(value, 7), torch.full_like(value, 7)
+    with torch.no_grad():
+        energy = energy_of_values(value, widths, found)
+    torch.testing.assert_close(energy, energy_of_values(value, widths, known))
+    torch.testing.assert_close(found, known, atol=100 * torch.finfo(dtype).eps, rtol=1e-5)
+    inner = value.clone().requires_grad_()
+    single, double = inner.diff(dim=1).square().sum(-1), inner[:, ::2].diff(dim=1).square().sum(-1)
+    total = (4 * single / widths).sum() - (double / (widths[:, ::2] + widths[:, 1::2])).sum()
+    (slope,) = torch.autograd.grad(total / 6, inner)
+    torch.testing.assert_close(found[:, 1:-1], slope[:, 1:-1], atol=100 * torch.finfo(dtype).eps, rtol=1e-4)
+    assert not found[:, [0, -1]].any()

@@ -25,12 +25,13 @@ def main() -> None:
     M, roads, a, b = loaded(args.folder, args.quick)
     figures = share_of_engine(M, roads, a, b) | latency(M, roads, a[: len(a) // 4], b[: len(b) // 4])
     figures |= symmetry(M, roads, a[:64], b[:64])
+    args.out.write_text(json.dumps(figures))
+    figures |= all_pairs(M, roads.codes[: 40 if args.quick else 1000], 10 if args.quick else 100)
+    args.out.write_text(json.dumps(figures))
     figures["share_outside_decoder_passes_percent_by_dimension"] = {
         folder.name: share_of_engine(*loaded(folder, args.quick))["share_outside_decoder_passes_percent"]
         for folder in sorted(args.folder.parent.glob("d*"))
     }
-    args.out.write_text(json.dumps(figures))
-    figures |= all_pairs(M, roads.codes[: 40 if args.quick else 1000], 10 if args.quick else 100)
     args.out.write_text(json.dumps(figures))
 
 

@@ -192,7 +192,7 @@ def energy_of_values(value: Tensor, widths: Tensor, weights: Tensor) -> Tensor:
     """
     stiff, loose = _stiffness(widths)
     if serves(value, weights):
-        energy: Tensor = value.new_zeros(len(value))
+        energy = value.new_zeros(len(value))
         seconds = value.shape[1] * value.shape[2] * _SECONDS
         _sloped(value, stiff, loose, out=(energy, weights), seconds=seconds)
         return energy
@@ -203,8 +203,8 @@ def energy_of_values(value: Tensor, widths: Tensor, weights: Tensor) -> Tensor:
     weights[:, 0], weights[:, -1] = 0, 0
     torch.sub(r[:, :-1], r[:, 1:], out=weights[:, 1:-1])
     weights[:, 2:-2:2] += double.mul_(loose[..., None]).diff(dim=1)
-    energy = 0.5 * ((stiff * single_square).sum(-1) - (loose * double_square).sum(-1))
-    return energy
+    squares: Tensor = (stiff * single_square).sum(-1) - (loose * double_square).sum(-1)
+    return squares / 2
 
 
 _SECONDS = 0.3e-9  # for a number

@@ -93,3 +93,9 @@ def test_of_very_many_outputs_some_are_open_to_choice(monkeypatch: pytest.Monkey
     small = reduced(f, z, torch.linalg.cholesky(metric(f, z)), 0.1)
     assert small is not None
     assert (metric(small, z) - metric(f, z)).norm() < 0.15 * metric(f, z).norm()
+
+
+def test_a_stand_in_that_is_not_close_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reduction, "_MOST", 6)  # of 300 outputs that are open to choice, six
+    f, z = dense(), torch.randn(100, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert reduced(f, z, torch.linalg.cholesky(metric(f, z)), 1e-3) is None

@@ -213,8 +213,6 @@ _GUIDED = 32  # steps by the sketch's Hessian, before the metric's own
 _AGREES = 0.3  # a sketch that is further off, in a step as a share of the longest or in the metric, does not guide
 _ASTRAY = 0.1  # damping of the first step under a sketch of outputs: far from the solution an undamped one goes astray
 _SAME = 0.05  # curves nearer to each other than this share of their length, all along, are in one valley
-
-
 _ACROSS = 4  # segments from one to the other
 
 
@@ -508,7 +506,7 @@ class _Race:
         for used, points, widths in found:
             m = 2 * widths.shape[1]
             curve = _through(points, places_at(_times_of(widths), _times(m, points)))
-            whole[used], some = _regridded(curve, n), leaps(curve) & ~at_rest(curve)
+            whole[used], some = _regridded(curve, n), leaps(curve)
             if bool(some.any()):
                 fine = interpolate_chain(curve[some], _times(4 * m, curve))
                 gaps[used[some]] = (self.M._lengths(fine) - self.length[pick[used[some]]]).abs()

@@ -103,7 +103,7 @@ def _evaluated(z, found, rows, weights, low, steps, last):  # type: ignore[no-un
                     w = weights[axis, 3, order, j]
                     for power in range(2, -1, -1):
                         w = w * s + weights[axis, power, order, j]
-                    along[axis, order, j] = 0 if gone else w
+                    along[axis, order, j] = w * z.dtype.type(0) if gone else w
         first, second, third, fourth = rows[cell, 0], rows[cell, 1], rows[cell, 2], rows[cell, 3]
         for order in range(k):
             w0, w1, w2, w3 = along[0, order, 0], along[0, order, 1], along[0, order, 2], along[0, order, 3]

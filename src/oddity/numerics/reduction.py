@@ -80,8 +80,9 @@ def reduced(f: ClosedForm, z: Tensor, whiten: Tensor, tolerance: float) -> Reduc
             metric = row @ row.mT
             with_all += (few * (metric @ few)).sum(0)
             total += float(metric.square().sum())
-        index, weights = _chosen(products.cpu().numpy(), with_all.cpu().numpy(), total, tolerance**2 * total)
-        if 2 * len(index) > rows.shape[-1]:
+        bound = tolerance**2 * total
+        index, weights, left = _chosen(products.cpu().numpy(), with_all.cpu().numpy(), total, bound)
+        if left > bound or 2 * len(index) > rows.shape[-1]:
             return None
         order = np.argsort(index)
         kept = torch.from_numpy(every * index[order]).to(z.device)
@@ -91,8 +92,10 @@ def reduced(f: ClosedForm, z: Tensor, whiten: Tensor, tolerance: float) -> Reduc
 _MOST = 4096  # outputs that may be chosen; of more, every second, third, ...
 
 
-def _chosen(products: np.ndarray, with_all: np.ndarray, total: float, bound: float) -> tuple[np.ndarray, np.ndarray]:
-    """Terms whose sum with positive weights is near the sum of all, and the weights: ``-> (k,), (k,)``.
+def _chosen(
+    products: np.ndarray, with_all: np.ndarray, total: float, bound: float
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Terms whose sum with positive weights is near the sum of all, the weights, what is left: ``-> (k,), (k,), ()``.
 
     Greedily, that term next which explains most of what is missing, all weights fitted anew; a term whose weight would
     not be positive is left out for good. At least one, and hardly more than half of the terms.
@@ -102,17 +105,17 @@ def _chosen(products: np.ndarray, with_all: np.ndarray, total: float, bound: flo
     products, with_all, total
         Inner products of the terms ``(D, D)``, of each with the sum of all ``(D,)``, and of that with itself.
     bound
-        On the square of the error.
+        On the square of the error, which is what is left; more where half of the terms do not do.
     """
     size = np.sqrt(products.diagonal())
     if not (size > 0).any():
-        return np.zeros(1, np.int64), np.ones(1)
-    left = size > 0
+        return np.zeros(1, np.int64), np.ones(1), 0.0
+    open_, left = size > 0, total
     index, weights = np.empty(0, np.int64), np.empty(0)
-    while total - with_all[index] @ weights > bound and left.any() and 2 * len(index) <= len(size):
+    while left > bound and open_.any() and 2 * len(index) <= len(size):
         missing = with_all - products[:, index] @ weights
-        best = int(np.argmax(np.where(left, missing / np.where(size > 0, size, 1), -np.inf)))
-        left[best], index = False, np.append(index, best)
+        best = int(np.argmax(np.where(open_, missing / np.where(size > 0, size, 1), -np.inf)))
+        open_[best], index = False, np.append(index, best)
         while True:
             own = products[np.ix_(index, index)]
             own[np.diag_indices_from(own)] *= 1 + 1e-9  # terms may be alike
@@ -120,4 +123,5 @@ def _chosen(products: np.ndarray, with_all: np.ndarray, total: float, bound: flo
             if (weights > 0).all():
                 break
             index = index[weights > 0]
-    return index, weights
+        left = total - float(with_all[index] @ weights)
+    return index, weights, left

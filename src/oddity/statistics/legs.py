@@ -159,8 +159,8 @@ class _Chains(NamedTuple):
         model = M.chain_model(longer, widths, exact=True)
         blocks, response = _eliminated(model)
         still &= model.energy.isfinite()
-        gradient = model.gradient.masked_fill(still[:, None, None], 0)
-        gradient, (own, near, far), (_, near_b, far_b) = gradient[:, 1:-1], blocks.first(), blocks.last()
+        gradient = model.gradient.masked_fill(still[:, None, None], 0)[:, 1:-1]
+        (own, near, far), (_, near_b, far_b) = blocks.first(), blocks.last()
         return cls(
             points=c,
             stationary=found.stationary | still,

@@ -22,8 +22,8 @@ from oddity.numerics.chain import (
     interpolate_chain,
     leaps,
     places_at,
-    solve_chain,
 )
+from oddity.numerics.descent import Guided, solve
 
 __all__ = ["ChainSolver", "Init", "admit_pair", "connect", "depart"]
 
@@ -224,18 +224,6 @@ def _scouting(solver: ChainSolver, sketch: Manifold) -> ChainSolver:
     return replace(solver, segments=segments, resolution=min(_SCOUTED, solver.resolution))
 
 
-class _Guided(NamedTuple):
-    """A manifold whose energy is its own, and whose Hessian is that of its sketch: a fraction of the work."""
-
-    M: Manifold
-    sketch: Manifold
-
-    def chain_model(self, c: Tensor, widths: Tensor, *, exact: bool = False) -> ChainModel:
-        """Model with the metric's energy and gradient."""
-        energy, gradient = self.M._chain_slope(c, widths)
-        return self.sketch.chain_model(c, widths, exact=exact)._replace(energy=energy, gradient=gradient)
-
-
 class _Race:
     """All starts of all pairs, solved on grids as fine as each curve needs.
 
@@ -355,7 +343,7 @@ class _Race:
         limit, spent = self.solver.max_iterations, self.iterations[entrants]
         if most is not None:
             spent = spent.clamp(min=limit - most)
-        found = solve_chain(
+        found = solve(
             problem,
             chains,
             widths,
@@ -395,7 +383,7 @@ class _Race:
         if self.sketch is self.M:
             found = self._solve(self.M, entrants, chains, widths, exact=True)
             return found, _measure(self.M, found.points, widths)
-        found = self._solve(_Guided(self.M, self.sketch), entrants, chains, widths, exact=True, most=_GUIDED)
+        found = self._solve(Guided(self.M, self.sketch), entrants, chains, widths, exact=True, most=_GUIDED)
         measured = _measure(self.M, found.points, widths)
         drawn = self.sketch._steps_at(found.points, (1,))[0]
         apart = ~((drawn - measured.steps).abs().amax(-1) <= _AGREES * measured.steps.amax(-1))
@@ -527,7 +515,7 @@ class _Race:
         fine, order = self.M._momentum(points, widths)
         if order > 2 or widths.shape[1] % 4:
             return fine
-        found = solve_chain(self.M, points[:, ::2], doubled(widths), tolerance=self.solver.tolerance, exact=True)
+        found = solve(self.M, points[:, ::2], doubled(widths), tolerance=self.solver.tolerance, exact=True)
         coarse, _ = self.M._momentum(found.points, doubled(widths))
         return torch.where(found.stationary[:, None], fine + (fine - coarse) / 3, fine)
 

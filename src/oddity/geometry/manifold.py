@@ -8,6 +8,7 @@ never for meaning.
 from __future__ import annotations
 
 import abc
+import functools
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from oddity.numerics.autodiff import Differential, gradient
 from oddity.numerics.chain import ChainModel, model_from_blocks
+from oddity.numerics.descent import Program
+from oddity.numerics.layered import LayeredProgram
 
 if TYPE_CHECKING:
     from oddity.geometry.connect import ChainSolver, Init
@@ -102,6 +105,10 @@ class Manifold(abc.ABC):
         flat space has one of fourth order.
         """
         return self._by_chunks(c, widths, lambda c, h: _secant_model(self._secant_differential, c, h, exact))
+
+    def program(self) -> Program | None:
+        """That energy as compiled loops know it, or None."""
+        return None
 
     def _chain_slope(self, c: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
         """That energy and its gradient alone: ``-> (B,), (B, n-1, d)``."""
@@ -821,6 +828,11 @@ class Sum(Manifold):
             first = first.plus(model)
         return first
 
+    def program(self) -> Program | None:
+        programs = [part.program() for part in self.parts]
+        layered = [program for program in programs if isinstance(program, LayeredProgram)]
+        return functools.reduce(LayeredProgram.plus, layered) if len(layered) == len(programs) else None
+
     def _chain_slope(self, c: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
         energies, gradients = zip(*(part._chain_slope(c, widths) for part in self.parts), strict=True)
         return sum(energies[1:], energies[0]), sum(gradients[1:], gradients[0])
@@ -939,6 +951,10 @@ class Scaled(Manifold):
     def chain_model(self, c: Tensor, widths: Tensor, *, exact: bool = False) -> ChainModel:
         """Scale the model by c."""
         return self.base.chain_model(c, widths, exact=exact).times(self.factor)
+
+    def program(self) -> Program | None:
+        program = self.base.program()
+        return program.times(self.factor) if isinstance(program, LayeredProgram) else None
 
     def _chain_slope(self, c: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
         energy, gradient = self.base._chain_slope(c, widths)

@@ -13,6 +13,7 @@ from oddity.geometry.manifold import Curving, Manifold
 from oddity.numerics.autodiff import Differential
 from oddity.numerics.chain import ChainModel, energy_of_values, model_from_blocks, model_from_expansion
 from oddity.numerics.expansion import Expansion, PulledValue, gram, pull
+from oddity.numerics.layered import LayeredProgram, program_of
 from oddity.numerics.networks import has_parts, outputs_of, parts_of
 from oddity.numerics.reduction import reduced
 
@@ -136,6 +137,10 @@ class Pullback(Manifold):
         form = self.differential.closed_form
         small = reduced(form, z, whiten, tolerance) if form is not None and self.ambient is None else None
         return self if small is None else Pullback(small.values, expansion=small)
+
+    def program(self) -> LayeredProgram | None:
+        stages = self.differential.stages() if self.ambient is None and self._keeps("chain_model") else None
+        return None if stages is None else program_of(stages)
 
     def _flat_model(self, c: Tensor, widths: Tensor, exact: bool) -> ChainModel:
         return model_from_expansion(self.differential.expand(_padded(c)), widths, exact)

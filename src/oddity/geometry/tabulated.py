@@ -8,7 +8,7 @@ from torch import Tensor
 from oddity.geometry.manifold import Manifold, in_chart
 from oddity.numerics.bicubic import BicubicSpline
 from oddity.numerics.chain import ChainModel
-from oddity.numerics.elements import first_momentum, model_from_root
+from oddity.numerics.elements import TableProgram, first_momentum, model_from_root
 
 __all__ = ["Tabulated", "tabulated"]
 
@@ -66,6 +66,10 @@ class Tabulated(Manifold):
     def chain_model(self, c: Tensor, widths: Tensor, *, exact: bool = False) -> ChainModel:
         """Quadratic model of an energy of fourth order, by the derivatives of the splines."""
         return self._by_chunks(c, widths, lambda c, h: model_from_root(self._roots(c, 2 if exact else 1), c, h))
+
+    def program(self) -> TableProgram:
+        spline = self.spline
+        return TableProgram(spline.rows, spline.weights, spline.low, spline.steps, spline.last)
 
     def _momentum(self, c: Tensor, widths: Tensor) -> tuple[Tensor, int]:
         return first_momentum(self._roots(c[:, :3], 1), c, widths), 4

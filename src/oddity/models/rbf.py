@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from oddity.models.checks import check_positive, check_seed, check_whole
 from oddity.numerics.expansion import ClosedForm, Expansion, PulledValue, along, gram, scaled
+from oddity.numerics.stages import Stage, largest_exponent
 
 #: The precision infinitely far from the data: a largest standard deviation of 10, an order of magnitude
 #: above any error on data in [0, 1]. A smaller value makes a higher wall and a stiffer metric.
@@ -237,7 +238,7 @@ class RBFPrecision(nn.Module):
 
     def activations(self, z: Tensor) -> Tensor:
         """Return the bumps ``v_k(z) = exp(-lambda_k |z - c_k|^2)``: (*, d) -> (*, K)."""
-        return torch.exp(-self._exponent(z).clamp(max=_largest_exponent(z.dtype)))
+        return torch.exp(-self._exponent(z).clamp(max=largest_exponent(z.dtype)))
 
     def precision(self, z: Tensor) -> Tensor:
         """Return ``beta(z) = W v(z) + zeta``: (*, d) -> (*, D)."""
@@ -285,7 +286,7 @@ class RBFPrecision(nn.Module):
 
     def _bumps(self, exponent: Tensor) -> tuple[Tensor, Tensor]:
         """The bumps v, and lambda v where they are not cut off: (N, K) -> (N, K) twice."""
-        bound = _largest_exponent(exponent.dtype)
+        bound = largest_exponent(exponent.dtype)
         v = torch.exp(-exponent.clamp(max=bound))
         return v, self.bandwidths * v * (exponent <= bound)
 
@@ -518,11 +519,6 @@ class WeightLikelihood:
         self._summed = True
 
 
-def _largest_exponent(dtype: torch.dtype) -> float:
-    """Return the largest x for which exp(-x), its square and moderate multiples are normal numbers."""
-    return -0.45 * math.log(torch.finfo(dtype).tiny)
-
-
 class _StdForm:
     """The closed form of the standard deviation."""
 
@@ -537,6 +533,11 @@ class _StdForm:
 
     def pulling(self, z: Tensor) -> PulledValue:
         return self.network._pulling_std(z)
+
+    def stages(self) -> list[Stage]:
+        whole = self.network
+        bumps = Stage(whole.centres.mT, activation="bump", rate=whole.bandwidths)
+        return [bumps, Stage(whole.weight.mT, whole.zeta, "root")]
 
     def outputs(self, index: Tensor) -> _StdForm:
         whole = self.network

@@ -7,7 +7,7 @@ of :data:`MODES` in order of speed on the first point that it sees, keeps the fi
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeGuard
 
@@ -18,6 +18,7 @@ from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from oddity.numerics.expansion import ClosedForm, Expansion, PulledValue, Pulling, layered_expansion, pull
+from oddity.numerics.stages import Layered, Stage
 from oddity.numerics.networks import eager, module_behind, name_of, refuse, standing_for
 
 __all__ = ["BEND_MODES", "MODES", "SECOND_MODES", "Differential", "gradient", "has_tangent"]
@@ -476,6 +477,10 @@ class Differential:
     def pulling(self) -> Callable[[Tensor], PulledValue] | None:
         """Value and transposed derivative in one call, see :class:`~oddity.numerics.expansion.Pulling`, where known."""
         return self._expansion.pulling if isinstance(self._expansion, Pulling) else None
+
+    def stages(self) -> Sequence[Stage] | None:
+        """The function's stages, see :class:`~oddity.numerics.stages.Layered`, where it has them."""
+        return self._expansion.stages() if isinstance(self._expansion, Layered) else None
 
     def _vjp(self, z: Tensor, w: Tensor) -> Tensor:
         pulled: tuple[Tensor] = vjp(self._flat, z)[1](w)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from oddity.numerics.native import Kernel, serves
 
-__all__ = ["BicubicSpline"]
+__all__ = ["BicubicSpline", "evaluated"]
 
 
 class BicubicSpline:
@@ -59,7 +59,7 @@ class BicubicSpline:
         if serves(z, self.rows) and z.dtype == self.rows.dtype:
             found = z.new_empty(len(z), self.rows.shape[2] // 4, order + 1, order + 1)
             grid = (self.rows, self.weights, self.low, self.steps, self.last)
-            _evaluated(z, out=(found,), shared=grid, seconds=_SECONDS)
+            evaluated(z, out=(found,), shared=grid, seconds=_SECONDS)
             return found.permute(2, 3, 1, 0)
         return self._in_torch(z, order)
 
@@ -85,7 +85,7 @@ _SECONDS = 0.1e-6  # for a place
 
 
 @Kernel
-def _evaluated(z, found, rows, weights, low, steps, last):  # type: ignore[no-untyped-def]
+def evaluated(z, found, rows, weights, low, steps, last):  # type: ignore[no-untyped-def]
     """The derivatives ``(N, C, k, k)`` of all channels at places ``(N, 2)``."""
     channels, k = found.shape[1], found.shape[2]
     along, half = np.empty((2, k, 4), z.dtype), np.empty((k, 4 * channels), z.dtype)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from oddity.numerics.native import Kernel, serves
 
-__all__ = ["solve_block_tridiagonal", "solve_damped"]
+__all__ = ["RAISES", "eliminated", "solve_block_tridiagonal", "solve_damped"]
 
 
 def solve_block_tridiagonal(
@@ -96,7 +96,7 @@ def solve_damped(
     if serves(rhs) and rhs.shape[1]:
         return _one_after_another(diagonal, upper, rhs, skip, unit, damping)
     x, definite = solve_block_tridiagonal(diagonal + damping[:, None, None, None] * unit, upper, rhs, skip)
-    for _ in range(_RAISES):
+    for _ in range(RAISES):
         rest = (~definite).nonzero()[:, 0]
         if len(rest) == 0:
             break
@@ -106,7 +106,7 @@ def solve_damped(
     return x, damping, definite
 
 
-_RAISES = 12  # times 4 each; what is not definite then either is not finite or bends sharply, and waits for the caller
+RAISES = 12  # times 4 each; what is not definite then either is not finite or bends sharply, and waits for the caller
 _SECONDS = 0.1e-6, 0.8e-9  # for a block, and for each of its d^3
 
 
@@ -118,14 +118,14 @@ def _one_after_another(
     x, definite = rhs.new_empty(rhs.shape), torch.empty(B, dtype=torch.bool)
     skip = rhs.new_zeros(B, max(0, n // 2 - 1), d, d) if skip is None else skip
     seconds = n * (_SECONDS[0] + _SECONDS[1] * d**3)
-    raises = 0 if unit is None else _RAISES
+    raises = 0 if unit is None else RAISES
     unit = diagonal if unit is None else unit
-    _eliminated(diagonal, unit, upper, skip, rhs, out=(x, damping, definite), shared=(raises,), seconds=seconds)
+    eliminated(diagonal, unit, upper, skip, rhs, out=(x, damping, definite), shared=(raises,), seconds=seconds)
     return x, damping, definite
 
 
 @Kernel
-def _eliminated(diagonal, unit, upper, skip, rhs, x, damping, definite, raises):  # type: ignore[no-untyped-def]
+def eliminated(diagonal, unit, upper, skip, rhs, x, damping, definite, raises):  # type: ignore[no-untyped-def]
     """Cholesky factors L of the pivots, and the rows ``L^-1 [rhs, next block, next but one]``; then backwards."""
     B, n, d = rhs.shape
     factor, rows = np.empty((n, d, d), rhs.dtype), np.empty((n, d, 2 * d + 1), rhs.dtype)

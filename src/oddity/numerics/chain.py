@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from enum import IntEnum
 from typing import NamedTuple, Protocol
 
 import torch
@@ -23,11 +24,17 @@ from oddity.numerics.expansion import Expansion, gram, pull
 from oddity.numerics.native import Kernel, serves
 
 __all__ = [
+    "ISOTROPIC",
+    "LITTLE",
+    "MAX_DAMPING",
+    "NEWTON_BELOW",
     "ChainModel",
     "ChainProblem",
     "ChainSolution",
+    "Status",
     "at_rest",
     "chain_velocity",
+    "damped_step",
     "doubled",
     "energy_of_values",
     "interpolate_chain",
@@ -36,6 +43,7 @@ __all__ = [
     "model_from_expansion",
     "node_slopes",
     "places_at",
+    "sentences",
     "solve_chain",
 ]
 
@@ -163,24 +171,85 @@ def model_from_expansion(f: Expansion, widths: Tensor, exact: bool) -> ChainMode
 
     weights = torch.zeros_like(f.value)  # dE/df
     energy = energy_of_values(by_chain(f.value), widths, by_chain(weights))  # by_chain gives a view
-    stiff, loose = _stiffness(widths)
+    stiff, loose = stiffness(widths)
 
-    d, N, m = frame.shape
-    rows = torch.nn.functional.pad(frame.permute(1, 0, 2), (0, 0, 0, 0, 0, 2))  # (N+2, d, m)   node after node, copied,
-    windows = rows.as_strided((N, 3 * d, m), (d * m, m, 1))  # so that a node and the next two are one matrix
-    products = by_chain(torch.bmm(rows[:N], windows.mT))  # (B, n+1, d, 3d)   those between chains belong to none
-    with_own, with_next, with_second = products.split(d, -1)
     mass = stiff[:, :-1] + stiff[:, 1:]  # (B, n-1)
     mass[:, 1::2] -= loose[:, :-1] + loose[:, 1:]
-    diagonal = mass[..., None, None] * with_own[:, 1:-1]
-    upper = -stiff[:, 1:-1, None, None] * with_next[:, 1:-2]
-    skip = loose[:, 1:-1, None, None] * with_second[:, 2:-4:2]
+    blocks = _products(frame, mass, stiff, loose)
     bend = by_chain(f.bend(weights))[:, 1:-1] if exact else None
     gradient = by_chain(pull(frame, weights))[:, 1:-1]
-    return ChainModel(energy, gradient, diagonal, upper, skip, bend)
+    return ChainModel(energy, gradient, *blocks, bend)
 
 
-def _stiffness(widths: Tensor) -> tuple[Tensor, Tensor]:
+def _products(frame: Tensor, mass: Tensor, stiff: Tensor, loose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Products of the frames ``(d, N, m)`` of nodes with their own, the next and the second next: the model's blocks."""
+    (d, N, m), (B, n) = frame.shape, stiff.shape
+    if serves(frame, stiff):
+        diagonal, upper, skip = (frame.new_empty(B, count, d, d) for count in (n - 1, n - 2, max(0, n // 2 - 2)))
+        first = torch.arange(0, B * (n + 1), n + 1)
+        seconds = n * d * d * (_SECONDS_A_TILE + m * _SECONDS_A_PRODUCT)
+        _multiplied(first, mass, stiff, loose, out=(diagonal, upper, skip), shared=(frame,), seconds=seconds)
+        return diagonal, upper, skip
+    rows = torch.nn.functional.pad(frame.permute(1, 0, 2), (0, 0, 0, 0, 0, 2))  # (N+2, d, m)   node after node, copied,
+    windows = rows.as_strided((N, 3 * d, m), (d * m, m, 1))  # so that a node and the next two are one matrix
+    products = torch.bmm(rows[:N], windows.mT)[: B * (n + 1)].reshape(B, n + 1, d, 3 * d)  # some belong to no chain
+    with_own, with_next, with_second = products.split(d, -1)
+    diagonal = mass[..., None, None] * with_own[:, 1:-1]
+    upper = -stiff[:, 1:-1, None, None] * with_next[:, 1:-2]
+    return diagonal, upper, loose[:, 1:-1, None, None] * with_second[:, 2:-4:2]
+
+
+_SECONDS_A_TILE, _SECONDS_A_PRODUCT = 2e-9, 0.05e-9  # for each of d^2 entries, and for each of its terms
+
+
+@Kernel
+def _multiplied(first, mass, stiff, loose, diagonal, upper, skip, frame):  # type: ignore[no-untyped-def]
+    """Those products, two rows by four at a time; at the end rows are taken twice, and their products left."""
+    (d, _, m), (B, n), last = frame.shape, stiff.shape, len(frame) - 1
+    zero = frame.dtype.type(0)
+    for b in range(B):
+        for i in range(1, n):
+            here = first[b] + i
+            for ahead in range(3):
+                if ahead == 0:
+                    into, factor = diagonal[b, i - 1], mass[b, i - 1]
+                elif ahead == 1 and i < n - 1:
+                    into, factor = upper[b, i - 1], -stiff[b, i]
+                elif ahead == 2 and i % 2 == 0 and i < n - 2:
+                    into, factor = skip[b, i // 2 - 1], loose[b, i // 2]
+                else:
+                    continue
+                there = here + ahead
+                for r in range(0, d, 2):
+                    x, y = frame[r, here], frame[min(r + 1, last), here]
+                    for c in range(0 if ahead else r // 4 * 4, d, 4):  # with its own: half of a symmetric block
+                        p, q = frame[c, there], frame[min(c + 1, last), there]
+                        s, t = frame[min(c + 2, last), there], frame[min(c + 3, last), there]
+                        xp, xq, xs, xt, yp, yq, ys, yt = zero, zero, zero, zero, zero, zero, zero, zero
+                        for j in range(m):
+                            xp += x[j] * p[j]
+                            xq += x[j] * q[j]
+                            xs += x[j] * s[j]
+                            xt += x[j] * t[j]
+                            yp += y[j] * p[j]
+                            yq += y[j] * q[j]
+                            ys += y[j] * s[j]
+                            yt += y[j] * t[j]
+                        for k in range(min(2, d - r)):
+                            into[r + k, c] = factor * (yp if k else xp)
+                            if c + 1 < d:
+                                into[r + k, c + 1] = factor * (yq if k else xq)
+                            if c + 2 < d:
+                                into[r + k, c + 2] = factor * (ys if k else xs)
+                            if c + 3 < d:
+                                into[r + k, c + 3] = factor * (yt if k else xt)
+                if ahead == 0:
+                    for r in range(d):
+                        for c in range(r):
+                            into[r, c] = into[c, r]
+
+
+def stiffness(widths: Tensor) -> tuple[Tensor, Tensor]:
     """The energy is 1/2 sum stiff |r|^2 over single segments, less 1/2 sum loose |r|^2 over double ones."""
     return 4 / (3 * widths), 1 / (3 * doubled(widths))  # (B, n), (B, n/2)
 
@@ -190,7 +259,7 @@ def energy_of_values(value: Tensor, widths: Tensor, weights: Tensor) -> Tensor:
 
     Its derivative by the inner values is written to ``weights``, of their shape; those of the ends are set to zero.
     """
-    stiff, loose = _stiffness(widths)
+    stiff, loose = stiffness(widths)
     if serves(value, weights):
         energy = value.new_zeros(len(value))
         seconds = value.shape[1] * value.shape[2] * _SECONDS
@@ -308,35 +377,35 @@ def solve_chain(
     energy, decrement = start.new_zeros(B), start.new_zeros(B)
     iterations = torch.zeros(B, dtype=torch.long, device=start.device)
     left_over = max_iterations - (iterations if spent is None else spent)
-    status = torch.full((B,), _RUNNING, device=start.device)
+    status = torch.full((B,), Status.RUNNING, device=start.device)
 
     _keep_freed_memory(start.device)
     if B == 0:
-        return ChainSolution(c, energy, decrement, iterations, status == _STATIONARY, [])
+        return ChainSolution(c, energy, decrement, iterations, status == Status.STATIONARY, [])
     live = torch.arange(B, device=start.device)
     x, held, newton = c.clone(), start.new_full((B,), damping), torch.full((B,), exact, device=start.device)
     model = problem.chain_model(x, h, exact=exact)
     energy = model.energy.clone()
-    status[~_finite(model)] = _NOT_FINITE
+    status[~_finite(model)] = Status.NOT_FINITE
     for iteration in itertools.count():
-        going = status[live] == _RUNNING
+        going = status[live] == Status.RUNNING
         if not bool(going.all()):
             live, x, h, held, newton = live[going], x[going], h[going], held[going], newton[going]
             model = model.at(going)
         if len(live) == 0:
             break
-        step, promised, held, solved = _damped_step(model, held, n)
+        step, promised, held, solved = damped_step(model, held, n)
         left = _undamped_promise(model, promised, held, tol)
         decrement[live] = left / model.energy.clamp(min=torch.finfo(x.dtype).tiny)
         iterations[live] = iteration
         small = solved & (left <= tol * model.energy)
-        status[live[held > _MAX_DAMPING]] = _STUCK
-        status[live[iteration >= left_over[live]]] = _SPENT
-        status[live[small]] = _STATIONARY
-        if bool((status[live] != _RUNNING).all()):
+        status[live[held > MAX_DAMPING]] = Status.STUCK
+        status[live[iteration >= left_over[live]]] = Status.SPENT
+        status[live[small]] = Status.STATIONARY
+        if bool((status[live] != Status.RUNNING).all()):
             break
-        newton = newton | (solved & (promised <= max(_NEWTON_BELOW, tol) * model.energy))
-        moving = solved & (status[live] == _RUNNING)
+        newton = newton | (solved & (promised <= max(NEWTON_BELOW, tol) * model.energy))
+        moving = solved & (status[live] == Status.RUNNING)
         trial = x.clone()
         trial[:, 1:-1] += torch.where(moving[:, None, None], step, 0.0)
         trial_model = _evaluate(problem, trial, h, newton)
@@ -348,8 +417,8 @@ def solve_chain(
             x, model = torch.where(better[:, None, None], trial, x), trial_model.where(better, model)
         held = torch.where(better, _relaxed(held, gain), _raised(held))
         c[live], energy[live] = x, model.energy
-    why = _sentences(status, decrement, max_iterations)
-    return ChainSolution(c, energy, decrement, iterations, status == _STATIONARY, why)
+    why = sentences(status, decrement, max_iterations)
+    return ChainSolution(c, energy, decrement, iterations, status == Status.STATIONARY, why)
 
 
 def _keep_freed_memory(device: torch.device) -> None:
@@ -362,10 +431,15 @@ def _keep_freed_memory(device: torch.device) -> None:
         torch.empty((1 << 25) - (1 << 16), dtype=torch.uint8)
 
 
-_SPENT, _STATIONARY, _NOT_FINITE, _STUCK, _RUNNING = range(5)
-_MAX_DAMPING = 1e12
+class Status(IntEnum):
+    """How a chain ended."""
+
+    SPENT, STATIONARY, NOT_FINITE, STUCK, RUNNING = range(5)
+
+
+MAX_DAMPING = 1e12
 _NO_STEP = "no step lowers the energy"
-_NEWTON_BELOW = 1e-2  # share of the energy that a step promises, below which the exact Hessian takes over
+NEWTON_BELOW = 1e-2  # share of the energy that a step promises, below which the exact Hessian takes over
 
 
 def _evaluate(problem: ChainProblem, c: Tensor, h: Tensor, exact: Tensor) -> ChainModel:
@@ -377,7 +451,7 @@ def _evaluate(problem: ChainProblem, c: Tensor, h: Tensor, exact: Tensor) -> Cha
     return ChainModel.cat(parts).at(back)
 
 
-def _damped_step(model: ChainModel, damping: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def damped_step(model: ChainModel, damping: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Solve (H + P) s = -g; return s, the decrease that the model promises, the damping that it took, and success.
 
     H is the exact Hessian where the model has its bend. Where H + P is not positive definite, the damping rises until
@@ -390,7 +464,7 @@ def _damped_step(model: ChainModel, damping: Tensor, n: int) -> tuple[Tensor, Te
     D = model.diagonal
     scale = D.diagonal(dim1=-2, dim2=-1).mean(-1).amax(-1) if D.shape[1] else D.new_zeros(len(D))  # (B,)
     eye = torch.eye(D.shape[-1], dtype=D.dtype, device=D.device)
-    unit = 0.5 * (math.pi / n) ** 2 * (D + _ISOTROPIC * scale[:, None, None, None] * eye)
+    unit = 0.5 * (math.pi / n) ** 2 * (D + ISOTROPIC * scale[:, None, None, None] * eye)
     step, damping, solved = solve_damped(*_system(model), unit, damping)
     # s'(H + P) s = -g's, so the undamped model falls by -g's/2 + s'P s/2
     held = damping[:, None, None] * (unit @ step[..., None])[..., 0]
@@ -398,7 +472,7 @@ def _damped_step(model: ChainModel, damping: Tensor, n: int) -> tuple[Tensor, Te
     return step, promised, damping, solved & step.isfinite().all(-1).all(-1)
 
 
-_ISOTROPIC = 0.1
+ISOTROPIC = 0.1
 
 
 def _undamped_promise(model: ChainModel, promised: Tensor, damping: Tensor, tol: float) -> Tensor:
@@ -421,32 +495,34 @@ def _system(model: ChainModel) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _relaxed(damping: Tensor, gain: Tensor) -> Tensor:
     """Less damping after a step that did what the model promised, more after one that did not."""
-    eased = torch.where(gain > 0.75, damping / 3, torch.where(gain > 0.25, damping, (2 * damping).clamp(min=_LITTLE)))
+    eased = torch.where(gain > 0.75, damping / 3, torch.where(gain > 0.25, damping, (2 * damping).clamp(min=LITTLE)))
     return torch.where(eased < 1e-3, 0.0, eased)
 
 
 def _raised(damping: Tensor) -> Tensor:
     """More damping after a step that gained nothing: much where there was none, else as little as may do."""
-    return torch.where(damping == 0, 1.0, (6 * damping).clamp(min=_LITTLE))
+    return torch.where(damping == 0, 1.0, (6 * damping).clamp(min=LITTLE))
 
 
-_LITTLE = 0.02
+LITTLE = 0.02
 
 
 def _finite(model: ChainModel) -> Tensor:
     return model.energy.isfinite() & model.gradient.isfinite().all(-1).all(-1)
 
 
-def _sentences(status: Tensor, decrement: Tensor, max_iterations: int) -> list[str]:
+def sentences(status: Tensor, decrement: Tensor, max_iterations: int) -> list[str]:
+    """What is to be said of each chain that is not stationary."""
+
     def sentence(code: int, left: float) -> str:
-        if code in (_STUCK, _SPENT) and not math.isfinite(left):
-            so_far = f"still moving after {max_iterations} iterations" if code == _SPENT else _NO_STEP
+        if code in (Status.STUCK, Status.SPENT) and not math.isfinite(left):
+            so_far = f"still moving after {max_iterations} iterations" if code == Status.SPENT else _NO_STEP
             return f"{so_far}, and the matrix of the energy is singular: a direction costs nothing"
         return {
-            _SPENT: f"still moving after {max_iterations} iterations: a step still promises {left:.1e} of the energy",
-            _STATIONARY: "",
-            _NOT_FINITE: "the energy of the starting curve is not finite",
-            _STUCK: f"{_NO_STEP} although the model promises {left:.1e} of it",
+            Status.SPENT: f"still moving after {max_iterations} iterations: a step still promises {left:.1e} of the energy",
+            Status.STATIONARY: "",
+            Status.NOT_FINITE: "the energy of the starting curve is not finite",
+            Status.STUCK: f"{_NO_STEP} although the model promises {left:.1e} of it",
         }[code]
 
     return [sentence(code, left) for code, left in zip(status.tolist(), decrement.tolist(), strict=True)]

@@ -7,14 +7,25 @@ bounded below and has a Gauss-Newton matrix. The metric is asked at the nodes al
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from oddity.numerics.bicubic import evaluated
 from oddity.numerics.chain import ChainModel
-from oddity.numerics.native import Kernel, serves
+from oddity.numerics.native import Kernel, Part, serves
 
-__all__ = ["first_momentum", "model_from_root"]
+__all__ = [
+    "TableProgram",
+    "coupled_in_table",
+    "derive_in_table",
+    "energy_in_table",
+    "first_momentum",
+    "model_from_root",
+    "room_in_table",
+]
 
 
 def model_from_root(S: Tensor, c: Tensor, widths: Tensor) -> ChainModel:
@@ -43,12 +54,12 @@ def _natively(S: Tensor, c: Tensor, widths: Tensor) -> ChainModel:
     bends = [torch.zeros_like(b) if k > 2 else c.new_empty(B, 0, 2, 2) for b in blocks]
     energy, gradient = c.new_zeros(B), c.new_zeros(B, n - 1, 2)
     out = (energy, gradient, *blocks, *bends)
-    _modelled(S.permute(3, 4, 2, 0, 1), c, widths, out=out, seconds=n * _SECONDS)
+    modelled(S.permute(3, 4, 2, 0, 1), c, widths, out=out, seconds=n * _SECONDS)
     return ChainModel(energy, gradient, *blocks, *(bends if k > 2 else ()))
 
 
 @Kernel
-def _modelled(S, c, widths, energy, gradient, diagonal, upper, skip, bend_diagonal, bend_upper, bend_skip):  # type: ignore[no-untyped-def]
+def modelled(S, c, widths, energy, gradient, diagonal, upper, skip, bend_diagonal, bend_upper, bend_skip):  # type: ignore[no-untyped-def]
     """The model element by element; S is ``(B, n+1, 3, k, k)``, results are added to."""
     B, n = widths.shape
     exact, elements = S.shape[3] > 2, n // 2
@@ -132,6 +143,62 @@ def _modelled(S, c, widths, energy, gradient, diagonal, upper, skip, bend_diagon
                             U[b, inner, a, i] = parts[4, a, i]
                         if 0 < e < elements - 1:
                             K[b, e - 1, a, i] = parts[5, a, i]
+
+
+class TableProgram(NamedTuple):
+    """The square root of a metric in a bicubic spline, as the loops read it."""
+
+    rows: Tensor
+    weights: Tensor
+    low: Tensor
+    steps: Tensor
+    last: Tensor
+
+    def seconds(self, n: int, d: int) -> float:  # noqa: ARG002
+        """Roughly what a model of a chain of n segments takes."""
+        return 2 * n * _SECONDS
+
+
+@Part
+def room_in_table(program, c):  # type: ignore[no-untyped-def]
+    """Room for the root and its derivatives at the nodes of a chain, to first and to second order, and for a model."""
+    nodes, n = c.shape[1], c.shape[1] - 1
+    once, twice = np.empty((1, nodes, 3, 2, 2), c.dtype), np.empty((1, nodes, 3, 3, 3), c.dtype)
+    blocks = np.empty((2, n - 1, 2, 2), c.dtype), np.empty((2, n - 2, 2, 2), c.dtype)
+    skips = np.empty((2, max(0, n // 2 - 2), 2, 2), c.dtype)
+    return once, twice, np.empty(1, c.dtype), np.empty((1, n - 1, 2), c.dtype), blocks[0], blocks[1], skips
+
+
+@Part
+def coupled_in_table(program):  # type: ignore[no-untyped-def]
+    """Whether blocks beside the diagonal bend."""
+    return len(program) > 0
+
+
+@Part
+def energy_in_table(program, c, widths, exact, work):  # type: ignore[no-untyped-def]
+    """The energy of one chain ``(n+1, 2)``; the whole of its model stays in the room."""
+    once, twice, energy, gradient, diagonals, uppers, skips = work
+    energy[:] = 0
+    gradient[:] = 0
+    diagonals[:] = 0
+    uppers[:] = 0
+    skips[:] = 0
+    S = twice if exact else once
+    evaluated(c, S[0], program[0], program[1], program[2], program[3], program[4])
+    chain, h = c.reshape(1, c.shape[0], 2), widths.reshape(1, len(widths))
+    modelled(
+        S, chain, h, energy, gradient, diagonals[:1], uppers[:1], skips[:1], diagonals[1:], uppers[1:], skips[1:]
+    )
+    return energy[0]
+
+
+@Part
+def derive_in_table(program, c, widths, exact, work, b, gradient, diagonal, upper, skip, bend, bend_upper, bend_skip):  # type: ignore[no-untyped-def]
+    """Take that model from the room to item b of what is given."""
+    _, _, _, slope, diagonals, uppers, skips = work
+    gradient[b], diagonal[b], upper[b], skip[b] = slope[0], diagonals[0], uppers[0], skips[0]
+    bend[b], bend_upper[b], bend_skip[b] = diagonals[1], uppers[1], skips[1]
 
 
 def _in_torch(S: Tensor, c: Tensor, widths: Tensor) -> ChainModel:

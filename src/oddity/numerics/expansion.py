@@ -17,9 +17,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
+from oddity.numerics.stages import Stage
+
 _NUMBERS_AT_A_TIME = 1 << 20  # of all tangents after one convolution
 
-__all__ = ["ClosedForm", "Expansion", "PulledValue", "Pulling", "along", "gram", "layered_expansion", "pull"]
+__all__ = [
+    "ClosedForm",
+    "Expansion",
+    "PulledValue",
+    "Pulling",
+    "along",
+    "gram",
+    "layered_expansion",
+    "pull",
+]
 
 
 class Expansion(NamedTuple):
@@ -140,6 +151,21 @@ class _Dense:
             return w
 
         return value, pulled
+
+    def stages(self) -> list[Stage]:
+        stages, matrix, bias = list[Stage](), None, None
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                if matrix is not None:
+                    stages.append(Stage(matrix, bias))
+                matrix, bias = layer.weight.mT, layer.bias
+            elif type(layer) in _SLOPE:
+                if matrix is None:  # an activation of an activation
+                    matrix, bias = torch.eye(stages[-1].matrix.shape[1]).to(stages[-1].matrix), None
+                rate = layer.beta if isinstance(layer, nn.Softplus) else 1.0
+                stages.append(Stage(matrix, bias, type(layer).__name__.lower(), rate))
+                matrix = None
+        return stages if matrix is None else [*stages, Stage(matrix, bias)]
 
     def outputs(self, index: Tensor) -> _Dense:
         last = max(i for i, layer in enumerate(self.layers) if isinstance(layer, nn.Linear))
@@ -301,8 +327,7 @@ def scaled(frame: Tensor, factor: Tensor) -> Tensor:
 def _bend(tape: list[_Linear | _Activation], w: Tensor) -> Tensor:
     """Carry the adjoint of <w, f> back through the layers, and gather the bend of each activation: ``(N, *)``.
 
-    Each is P' diag(w s'') P with P the derivative of x, or Q' diag(w s'' / s'^2) Q with Q = s' P that of y. Where s'
-    underflows, so does Q for each activation of the table, and the ratio only has to be finite.
+    Each is P' diag(w s'') P with P the derivative of x, or Q' diag(w s'' / s'^2) Q with Q = s' P that of y.
     """
     d = len(next((entry.frame for entry in tape if isinstance(entry, _Activation)), w[:0]))
     bend = w.new_zeros(len(w), d, d)
@@ -310,9 +335,7 @@ def _bend(tape: list[_Linear | _Activation], w: Tensor) -> Tensor:
         if isinstance(entry, _Linear):
             w = entry.adjoint(w)
         else:
-            floor = torch.finfo(w.dtype).tiny ** 0.5
-            ratio = w * _CURVE[type(entry.layer)](entry.layer, entry.y, entry.first)
-            ratio = ratio / entry.first.clamp(min=floor)
+            ratio = w * _ratio(entry.layer, entry.y, entry.first)
             bend = bend + gram((ratio * entry.frame).flatten(2), entry.frame.flatten(2))
             w = w * entry.first
     return bend if d else w.new_zeros(len(w), w.shape[-1], w.shape[-1])
@@ -325,11 +348,16 @@ def _second(tape: list[_Linear | _Activation], u: Tensor, v: Tensor, value: Tens
         if isinstance(entry, _Linear):
             second = None if second is None else entry.push(second)
         else:
-            ratio = _CURVE[type(entry.layer)](entry.layer, entry.y, entry.first)
-            ratio = ratio / entry.first.clamp(min=torch.finfo(value.dtype).tiny ** 0.5)
+            ratio = _ratio(entry.layer, entry.y, entry.first)
             own = along(entry.frame, u).mul(along(entry.frame, v)).mul(ratio)
             second = own if second is None else second * entry.first + own
     return value.new_zeros(len(u), *value.shape) if second is None else second
+
+
+def _ratio(layer: nn.Module, y: Tensor, first: Tensor) -> Tensor:
+    """s'' / s'^2 of an activation y. Where s' underflows, so does the derivative of y, and this has to be finite only."""
+    ratio: Tensor = _CURVE[type(layer)](layer, y, first) / first.clamp(min=torch.finfo(y.dtype).tiny ** 0.5)
+    return ratio
 
 
 def along(frame: Tensor, v: Tensor) -> Tensor:

@@ -8,8 +8,10 @@ PyTorch uses. Kernels serve tensors in main memory; elsewhere their twins in PyT
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import os
+import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from oddity.numerics.autodiff import has_tangent
 
-__all__ = ["Kernel", "serves"]
+__all__ = ["Kernel", "Part", "serves"]
 
 _WORTH_A_THREAD = 50e-6  # seconds of work below which a second thread costs more than it saves
 
@@ -37,7 +39,9 @@ class Kernel:
     Parameters
     ----------
     f
-        A function of NumPy arrays and numbers that Numba can compile.
+        A function of NumPy arrays and numbers that Numba can compile. It may call parts, and other kernels.
+    **parts
+        To be called in place of those that f knows by these names.
 
     Examples
     --------
@@ -51,8 +55,8 @@ class Kernel:
     [0.0, 2.0, 4.0]
     """
 
-    def __init__(self, f: Callable[..., None]) -> None:
-        self.f = f
+    def __init__(self, f: Callable[..., None], **parts: Part | Kernel) -> None:
+        self.f, self.parts = f, parts
         functools.update_wrapper(self, f)
 
     def __call__(
@@ -71,7 +75,7 @@ class Kernel:
         """
         assert all(x.is_contiguous() for x in out), "results would be lost in a copy"
         count = len(out[0])
-        rest = [x.contiguous().numpy() if isinstance(x, Tensor) else x for x in shared]
+        rest = [_array(x) for x in shared]
         arrays = [x.contiguous().numpy() for x in (*inputs, *out)]
         parts = min(count, torch.get_num_threads(), 1 + int(count * seconds / _WORTH_A_THREAD))
         if parts < 2:
@@ -91,18 +95,88 @@ class Kernel:
     def _compiled(self) -> Callable[..., None]:
         import numba
 
-        # sums may be reordered to fill the registers; NaN and infinity keep their meaning
-        compiling: dict[str, Any] = {
-            "nogil": True,
-            "error_model": "numpy",
-            "fastmath": {"contract", "reassoc", "nsz", "arcp"},
-        }
+        f = _joined(self)
         compiled: Callable[..., None]
         try:
-            compiled = numba.njit(cache=True, **compiling)(self.f)
+            compiled = numba.njit(cache=True, **_COMPILING)(f)
         except RuntimeError:  # there is no folder that it could keep the code in
-            compiled = numba.njit(**compiling)(self.f)
+            compiled = numba.njit(**_COMPILING)(f)
         return compiled
+
+
+class Part:
+    """A function that kernels of the same module call, and that is compiled with them.
+
+    Examples
+    --------
+    >>> @Part
+    ... def twice(x):
+    ...     return 2 * x
+    >>> @Kernel
+    ... def doubled(x, y):
+    ...     for i in range(len(x)):
+    ...         y[i] = twice(x[i])
+    >>> y = torch.empty(2)
+    >>> doubled(torch.ones(2), out=(y,))
+    >>> y.tolist()
+    [2.0, 2.0]
+    """
+
+    def __init__(self, f: Callable[..., Any]) -> None:
+        self.f, self.parts = f, dict[str, Part | Kernel]()
+        functools.update_wrapper(self, f)
+
+    def __call__(self, *args: Any) -> Any:
+        """Run it uncompiled."""
+        return self.f(*args)
+
+
+# sums may be reordered to fill the registers; NaN and infinity keep their meaning
+_COMPILING: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": {"contract", "reassoc", "nsz", "arcp"},
+}
+
+
+def _joined(whole: Kernel | Part) -> Callable[..., Any]:
+    """Its function, in which parts are what Numba made of them."""
+    f, parts = whole.f, _parts(whole.f) | whole.parts
+    if not parts:
+        return f
+    known = f.__globals__ | {name: _compiled_part(part) for name, part in parts.items()}
+    joined = types.FunctionType(f.__code__, known, f.__name__, f.__defaults__, f.__closure__)
+    joined.__module__, joined.__qualname__ = f.__module__, f"{f.__qualname__}_{_mark(whole)}"
+    return joined
+
+
+@functools.cache
+def _compiled_part(part: Kernel | Part) -> Any:
+    import numba
+
+    return numba.njit(**_COMPILING)(_joined(part))
+
+
+def _parts(f: Callable[..., Any]) -> dict[str, Kernel | Part]:
+    """What a kernel calls, by the names it has there."""
+    known = {name: f.__globals__.get(name) for name in f.__code__.co_names}
+    return {name: part for name, part in known.items() if isinstance(part, Kernel | Part)}
+
+
+def _mark(whole: Kernel | Part) -> str:
+    """A mark of a function and its parts, so that code is kept no longer than each of them stays what it is."""
+    f = whole.f
+    own = hashlib.sha256(f.__code__.co_code + repr(f.__code__.co_consts).encode())
+    for name, part in sorted((_parts(f) | whole.parts).items()):
+        own.update(f"{name} {_mark(part)}".encode())
+    return own.hexdigest()[:16]
+
+
+def _array(x: Any) -> Any:
+    """A tensor, or each of a tuple of them, as the loops read it."""
+    if isinstance(x, tuple):
+        return tuple(map(_array, x))
+    return x.detach().contiguous().numpy() if isinstance(x, Tensor) else x
 
 
 @functools.cache

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from oddity.numerics.expansion import ClosedForm, Expansion
+from oddity.numerics.stages import Layered, Stage
 
 __all__ = ["Reduced", "reduced"]
 
@@ -36,6 +37,11 @@ class Reduced:
     def values(self, z: Tensor) -> Tensor:
         """Value alone: ``(N, d) -> (N, k)``."""
         return self.part.values(z) * self.scale
+
+    def stages(self) -> list[Stage] | None:
+        """The stand-in as stages, if its function has them."""
+        stages = self.part.stages() if isinstance(self.part, Layered) else None
+        return None if stages is None else [*stages[:-1], stages[-1]._replace(scale=self.scale)]
 
     def outputs(self, index: Tensor) -> Reduced:
         """The stand-in with some of its outputs."""

@@ -16,7 +16,8 @@ from oddity.geometry.manifold import Manifold, in_chart
 from oddity.geometry.transport import turning
 from oddity.numerics.autodiff import Differential
 from oddity.numerics.blocktri import solve_block_tridiagonal
-from oddity.numerics.chain import ChainModel, at_rest, interpolate_chain, solve_chain
+from oddity.numerics.chain import ChainModel, at_rest, interpolate_chain
+from oddity.numerics.descent import solve
 
 __all__ = ["Legs", "Taylor", "covariant_hessian", "has_formula", "legs_along", "where"]
 
@@ -150,7 +151,7 @@ class _Chains(NamedTuple):
     @torch.no_grad()
     def solve(cls, M: Manifold, start: Tensor) -> _Chains:
         """Solve chains, and eliminate their inner nodes: the Hessian in the ends is what remains (Schur complement)."""
-        found = solve_chain(M, start, max_iterations=_MOST, exact=True)
+        found = solve(M, start, max_iterations=_MOST, exact=True)
         still, n = at_rest(start), start.shape[1] - 1  # whatever a processor rounds
         c = torch.where(still[:, None, None], start, found.points)
         # two segments more before and behind, of length zero and infinitely wide, so that the ends too are inner nodes

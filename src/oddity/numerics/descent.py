@@ -1,0 +1,287 @@
+"""Least squares on chains whose energy compiled loops know: each chain is solved in one go, from start to end.
+
+The method is that of :func:`~oddity.numerics.chain.solve_chain`, step by step. What it saves is all that lies between the
+steps: a call of PyTorch takes as long as a node's derivatives, and a batch is in step with its slowest chain.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oddity.numerics.blocktri import RAISES, eliminated
+from oddity.numerics.chain import (
+    ISOTROPIC,
+    LITTLE,
+    MAX_DAMPING,
+    NEWTON_BELOW,
+    ChainModel,
+    ChainProblem,
+    ChainSolution,
+    Status,
+    sentences,
+    solve_chain,
+)
+from oddity.numerics.elements import TableProgram, coupled_in_table, derive_in_table, energy_in_table, room_in_table
+from oddity.numerics.layered import (
+    LayeredProgram,
+    coupled_in_layers,
+    derive_in_layers,
+    energy_in_layers,
+    nothing,
+    room_in_layers,
+    slope_of,
+)
+from oddity.numerics.native import Kernel, Part, serves
+
+__all__ = ["Guided", "Program", "Programmed", "solve"]
+
+Program: TypeAlias = LayeredProgram | TableProgram
+"""An energy as compiled loops know it."""
+
+
+@runtime_checkable
+class Programmed(Protocol):
+    """A problem whose energy compiled loops may know."""
+
+    def program(self) -> Program | None:
+        """The energy as it is now, or None."""
+        ...
+
+
+class Guided(NamedTuple):
+    """A problem whose energy and gradient are its own, and whose Hessian is that of another one: less work."""
+
+    own: ChainProblem
+    guide: ChainProblem
+
+    def chain_model(self, c: Tensor, widths: Tensor, *, exact: bool = False) -> ChainModel:
+        """Model with the own energy and gradient."""
+        own = self.own.chain_model(c, widths)
+        return self.guide.chain_model(c, widths, exact=exact)._replace(energy=own.energy, gradient=own.gradient)
+
+
+def solve(
+    problem: ChainProblem,
+    start: Tensor,
+    widths: Tensor | None = None,
+    *,
+    tolerance: float | None = None,
+    max_iterations: int = 200,
+    spent: Tensor | None = None,
+    exact: bool = False,
+    damping: float = 0.0,
+) -> ChainSolution:
+    """Minimise the energy of each chain, as :func:`~oddity.numerics.chain.solve_chain` does, compiled where it can be.
+
+    See there for parameters and result. The compiled loop takes the same steps; numbers differ by rounding.
+    """
+    h = start.new_full((len(start), start.shape[1] - 1), 1 / (start.shape[1] - 1)) if widths is None else widths
+    programs = _programs(problem, start) if serves(start, h) else None
+    if programs is None:
+        settings = {"tolerance": tolerance, "max_iterations": max_iterations, "spent": spent, "exact": exact}
+        return solve_chain(problem, start, widths, **settings, damping=damping)  # type: ignore[arg-type]
+    metric, program = programs
+    tol = torch.finfo(start.dtype).eps ** 0.75 if tolerance is None else tolerance
+    B, n, d = len(start), start.shape[1] - 1, start.shape[2]
+    iterations = torch.zeros(B, dtype=torch.long)
+    allowed = max_iterations - (iterations if spent is None else spent)
+    points, energy, decrement = torch.empty_like(start), start.new_zeros(B), start.new_zeros(B)
+    status = torch.full((B,), Status.RUNNING)
+    kernel = _solved_under_layers if isinstance(program, LayeredProgram) else _solved_in_table
+    kernel(
+        start,
+        h,
+        allowed,
+        out=(points, energy, decrement, iterations, status),
+        shared=(tuple(metric), tuple(program), tol, damping, exact),
+        seconds=_STEPS * (metric.seconds(n, d) + program.seconds(n, d)),
+    )
+    why = sentences(status, decrement, max_iterations)
+    return ChainSolution(points, energy, decrement, iterations, status == Status.STATIONARY, why)
+
+
+_STEPS = 10  # that a chain takes, roughly
+
+
+def _programs(problem: ChainProblem, start: Tensor) -> tuple[LayeredProgram, Program] | None:
+    """The program of the energy and its gradient, empty where the other one gives them too, and that of the Hessian."""
+    own, guide = problem if isinstance(problem, Guided) else (None, problem)
+    metric, program = (x.program() if isinstance(x, Programmed) else None for x in (own, guide))
+    if program is None or program[0].dtype != start.dtype:
+        return None
+    if own is None:
+        return nothing(start), program
+    known = isinstance(metric, LayeredProgram) and metric.matrices.dtype == start.dtype
+    return (metric, program) if known else None
+
+
+def _solved(c, h, allowed, points, energy, decrement, iterations, status, metric, program, tol, damping, exact):  # type: ignore[no-untyped-def]
+    """Solve chain after chain. Everything is held twice: at the chain, and at the one that is tried."""
+    B, nodes, d = c.shape
+    n, number = nodes - 1, c.dtype.type
+    tolerance, newton_below = number(tol), number(max(tol, NEWTON_BELOW))
+    guided, beside = len(metric[2]) > 0, coupled(program)
+    place, other_place = room(program, c), room_in_layers(metric, c)
+    x = np.empty((2, nodes, d), c.dtype)
+    gradient, diagonal = np.empty((2, n - 1, d), c.dtype), np.empty((2, n - 1, d, d), c.dtype)
+    upper, skip = np.empty((2, n - 2, d, d), c.dtype), np.empty((2, max(0, n // 2 - 2), d, d), c.dtype)
+    bend = np.empty((2, n - 1, d, d), c.dtype)
+    bend_upper = np.empty((2, n - 2 if beside else 0, d, d), c.dtype)
+    bend_skip = np.empty((2, max(0, n // 2 - 2) if beside else 0, d, d), c.dtype)
+    H, unit = np.empty((1, n - 1, d, d), c.dtype), np.empty((1, n - 1, d, d), c.dtype)
+    H_upper, H_skip = np.empty((1, n - 2, d, d), c.dtype), np.empty((1, max(0, n // 2 - 2), d, d), c.dtype)
+    rhs, step = np.empty((1, n - 1, d), c.dtype), np.empty((1, n - 1, d), c.dtype)
+    undamped, nothing = np.empty((1, n - 1, d), c.dtype), np.zeros(1, c.dtype)
+    held, definite = np.empty(1, c.dtype), np.empty(1, np.bool_)
+    for b in range(B):
+        k, iteration, newton, bent, solved, begun = np.int64(1), 0, exact, exact, True, False
+        held[0] = number(damping)
+        value, left, promised, code = number(0), number(0), number(0), Status.RUNNING
+        _copied(c[b : b + 1], c[b : b + 1], False, x[:1])
+        while True:
+            j = 1 - k  # what is tried; what was accepted last is at k
+            gain, better = number(0), False
+            if solved:
+                if guided:
+                    tried = energy_in_layers(metric, x[j], h[b], newton, other_place)
+                else:
+                    tried = energy_of(program, x[j], h[b], newton, place)
+                if begun:
+                    gain = (value - tried) / promised
+                if np.isfinite(tried) and (gain > number(1e-4) or not begun):
+                    _cleared(j, gradient, diagonal, upper, skip, bend, bend_upper, bend_skip)
+                    if guided:
+                        energy_of(program, x[j], h[b], newton, place)
+                    derive(
+                        program, x[j], h[b], newton, place, j, gradient, diagonal, upper, skip, bend, bend_upper, bend_skip
+                    )
+                    if guided:
+                        for i in range(n - 1):
+                            for a in range(d):
+                                gradient[j, i, a] = 0
+                        slope_of(metric, x[j], h[b], other_place, gradient[j])
+                    better = _is_finite(gradient[j])
+            if not begun:
+                k, value, begun = j, tried, True
+                if not better:
+                    code = Status.NOT_FINITE
+                    break
+            else:
+                iteration += 1
+                if better:
+                    k, value, bent = j, tried, newton
+                    if gain > number(0.75):
+                        held[0] /= number(3)
+                    elif gain <= number(0.25):
+                        held[0] = max(number(2) * held[0], number(LITTLE))
+                    if held[0] < number(1e-3):
+                        held[0] = 0
+                elif held[0] == 0:
+                    held[0] = 1
+                else:
+                    held[0] = max(number(6) * held[0], number(LITTLE))
+            _copied(diagonal[k], bend[k], bent, H[0])
+            _copied(upper[k], bend_upper[k], bent and beside, H_upper[0])
+            _copied(skip[k], bend_skip[k], bent and beside, H_skip[0])
+            _dampers(diagonal[k], n, unit[0])
+            for i in range(n - 1):
+                for a in range(d):
+                    rhs[0, i, a] = -gradient[k, i, a]
+            eliminated(H, unit, H_upper, H_skip, rhs, step, held, definite, RAISES)
+            solved = definite[0] and _is_finite(step[0])
+            promised = _promise(step[0], gradient[k], unit[0], held[0])
+            left = promised
+            if held[0] > 1 and promised <= tolerance * value:
+                one = slice(k, k + 1)
+                eliminated(diagonal[one], unit, upper[one], skip[one], rhs, undamped, nothing, definite, 0)
+                left = _promise(undamped[0], gradient[k], unit[0], nothing[0]) if definite[0] else number(np.inf)
+            if held[0] > MAX_DAMPING:
+                code = Status.STUCK
+            if iteration >= allowed[b]:
+                code = Status.SPENT
+            if solved and left <= tolerance * value:
+                code = Status.STATIONARY
+            if code != Status.RUNNING:
+                break
+            newton = newton or (solved and promised <= newton_below * value)
+            _copied(x[k : k + 1], x[k : k + 1], False, x[1 - k : 2 - k])
+            for i in range(n - 1):
+                for a in range(d):
+                    x[1 - k, i + 1, a] += step[0, i, a]
+        _copied(x[k : k + 1], x[k : k + 1], False, points[b : b + 1])
+        energy[b], iterations[b], status[b] = value, iteration, code
+        decrement[b] = left / max(value, number(1e-37))
+
+
+_solved_under_layers = Kernel(_solved, room=room_in_layers, coupled=coupled_in_layers, energy_of=energy_in_layers, derive=derive_in_layers)
+_solved_in_table = Kernel(_solved, room=room_in_table, coupled=coupled_in_table, energy_of=energy_in_table, derive=derive_in_table)
+
+
+@Part
+def _is_finite(x):  # type: ignore[no-untyped-def]
+    total = x.dtype.type(0)
+    for i in range(x.shape[0]):
+        for a in range(x.shape[1]):
+            total += x[i, a] * x.dtype.type(0)
+    return total == 0
+
+
+@Part
+def _cleared(k, gradient, diagonal, upper, skip, bend, bend_upper, bend_skip):  # type: ignore[no-untyped-def]
+    gradient[k] = 0
+    diagonal[k] = 0
+    upper[k] = 0
+    skip[k] = 0
+    bend[k] = 0
+    bend_upper[k] = 0
+    bend_skip[k] = 0
+
+
+@Part
+def _copied(blocks, bends, bent, into):  # type: ignore[no-untyped-def]
+    """Blocks with their bends, if there are any."""
+    if bent:
+        for i in range(len(blocks)):
+            for r in range(blocks.shape[1]):
+                for a in range(blocks.shape[2]):
+                    into[i, r, a] = blocks[i, r, a] + bends[i, r, a]
+    else:
+        for i in range(len(blocks)):
+            for r in range(blocks.shape[1]):
+                for a in range(blocks.shape[2]):
+                    into[i, r, a] = blocks[i, r, a]
+
+
+@Part
+def _dampers(D, n, unit):  # type: ignore[no-untyped-def]
+    """The unit of damping, see :func:`oddity.numerics.chain.damped_step`."""
+    d, number = D.shape[1], D.dtype.type
+    largest = number(0)
+    for i in range(len(D)):
+        trace = number(0)
+        for a in range(d):
+            trace += D[i, a, a]
+        largest = max(largest, trace / number(d))
+    share = number(0.5 * (np.pi / n) ** 2)
+    for i in range(len(D)):
+        for r in range(d):
+            for a in range(d):
+                unit[i, r, a] = share * D[i, r, a]
+            unit[i, r, r] += share * number(ISOTROPIC) * largest
+
+
+@Part
+def _promise(step, gradient, unit, held):  # type: ignore[no-untyped-def]
+    """What the model promises of a step: -g's/2, and half of what the damping held back."""
+    d, total, half = step.shape[1], step.dtype.type(0), step.dtype.type(0.5)
+    for i in range(len(step)):
+        for r in range(d):
+            back = step.dtype.type(0)
+            for a in range(d):
+                back += unit[i, r, a] * step[i, a]
+            total += (held * back - gradient[i, r]) * step[i, r]
+    return half * total

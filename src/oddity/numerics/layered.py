@@ -1,0 +1,558 @@
+"""Chains under layered functions: the energy and its model, node by node in compiled loops.
+
+A layered function is a row of stages, each a linear map and an activation of each of its outputs. What it leaves of a
+chain is small: the activations at the nodes, from which their slopes follow. Frames are many times larger, and here they
+never leave a processor's nearest cache: each is made, multiplied with those of the two nodes before it, and forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oddity.numerics.native import Part
+from oddity.numerics.stages import ACTIVATIONS, Stage
+
+__all__ = [
+    "LayeredProgram",
+    "coupled_in_layers",
+    "derive_in_layers",
+    "energy_in_layers",
+    "nothing",
+    "program_of",
+    "room_in_layers",
+    "slope_of",
+]
+
+_NONE, _TANH, _SIGMOID, _SOFTPLUS, _ROOT, _BUMP = range(len(ACTIVATIONS))
+
+
+class LayeredProgram(NamedTuple):
+    """Layered functions of the same point, side by side, as the loops read them."""
+
+    matrices: Tensor  # of all stages, one after another
+    units: Tensor  # (3, S)   bias, rate and scale of each output of each stage
+    table: Tensor  # (stages, 6)   width before and own, where the matrix and the units begin, activation, place
+
+    def plus(self, other: LayeredProgram) -> LayeredProgram:
+        """The functions of both."""
+        table = other.table.clone()
+        table[:, 2] += len(self.matrices)
+        table[:, 3] += self.units.shape[1]
+        parts = zip(self, (*other[:2], table), (0, 1, 0), strict=True)
+        return LayeredProgram(*(torch.cat([x, y], dim) for x, y, dim in parts))
+
+    def times(self, factor: float) -> LayeredProgram:
+        """The functions whose metric is a multiple of this one's."""
+        units = self.units.clone()
+        for _, width, _, start, _, place in self.table.tolist():
+            if place & _LAST:
+                units[2, start : start + width] *= factor**0.5
+        return self._replace(units=units)
+
+    def seconds(self, n: int, d: int) -> float:
+        """Roughly what a model of a chain of n segments takes."""
+        return 2e-11 * n * d * len(self.matrices)
+
+
+_LANES = 16  # numbers that fill the registers: widths of stages are rounded up to that, and filled with zeros
+_FIRST, _LAST = 1, 2  # of a function, in the column of places
+
+
+def program_of(stages: Sequence[Stage]) -> LayeredProgram:
+    """The program of one function."""
+    matrices, units, table, start, unit = [], [], [], 0, 0
+    before = stages[0].matrix.shape[0]
+    for i, stage in enumerate(stages):
+        (k, m), like = stage.matrix.shape, stage.matrix
+        width = -(-m // _LANES) * _LANES
+        matrices.append(torch.nn.functional.pad(stage.matrix, (0, width - m, 0, before - k)).flatten())
+        own = like.new_zeros(3, width)
+        own[0] = _FILLED.get(stage.activation, 0.0)
+        own[0, :m] = 0.0 if stage.bias is None else stage.bias
+        own[1] = 1
+        own[1, :m] = stage.rate
+        own[2, :m] = 1.0 if stage.scale is None else stage.scale
+        units.append(own)
+        place = _FIRST * (i == 0) + _LAST * (i == len(stages) - 1)
+        table.append((before, width, start, unit, ACTIVATIONS.index(stage.activation), place))
+        before, start, unit = width, start + before * width, unit + width
+    return LayeredProgram(torch.cat(matrices), torch.cat(units, 1), torch.tensor(table))
+
+
+def nothing(like: Tensor) -> LayeredProgram:
+    """No function at all."""
+    return LayeredProgram(like.new_zeros(0), like.new_zeros(3, 0), torch.zeros(0, 6, dtype=torch.long))
+
+
+_FILLED = {"root": 1.0}  # where units are filled up, their activation must be finite
+
+
+@Part
+def coupled_in_layers(program):  # type: ignore[no-untyped-def]
+    """Whether blocks beside the diagonal bend."""
+    return len(program) < 0
+
+
+@Part
+def room_in_layers(program, c):  # type: ignore[no-untyped-def]
+    """Room for the activations of a chain, for frames, and for what is made of them."""
+    _, units, table = program
+    nodes, d = c.shape[1], c.shape[2]
+    most, widest, first = 0, 0, 0
+    total = 0
+    for s in range(len(table)):
+        width = table[s, 1]
+        widest = max(widest, width)
+        if table[s, 5] & _FIRST:
+            total, first = 0, max(first, width)
+        total += width if not table[s, 5] & _LAST else 3 * width
+        most = max(most, total)
+    y = np.empty((nodes, units.shape[1]), c.dtype)
+    frames, turned = np.empty(d * most, c.dtype), np.empty(d * widest, c.dtype)
+    return y, frames, turned, np.empty(d * first, c.dtype), np.empty((5, widest), c.dtype)
+
+
+@Part
+def _exponentials(t, f, p):  # type: ignore[no-untyped-def]
+    """e^t = f (1 + p) for each of a row, f a power of two and p small: for t near 0, p is accurate where e^t - 1 is not.
+
+    Library functions are called number by number; this fills the registers.
+    """
+    number = t.dtype.type
+    log2e, ln2, one = number(1.4426950408889634), number(0.6931471805599453), number(1)
+    if t.itemsize == 4:
+        bits = f.view(np.int32)
+        low, high = number(-87), number(88)
+        for j in range(len(t)):
+            x = low if t[j] < low else (high if t[j] > high else t[j])  # NaN stays
+            k = np.rint(x * log2e)
+            r = x - k * ln2
+            q = number(1 / 120) + r * (number(1 / 720) + r * number(1 / 5040))
+            p[j] = r * (one + r * (number(1 / 2) + r * (number(1 / 6) + r * (number(1 / 24) + r * q))))
+            bits[j] = (np.int32(k) + 127) << 23
+    else:
+        whole = f.view(np.int64)
+        low, high = number(-708), number(709)
+        for j in range(len(t)):
+            x = low if t[j] < low else (high if t[j] > high else t[j])
+            k = np.rint(x * log2e)
+            r = x - k * ln2
+            q = number(1 / 479001600) + r * (number(1 / 6227020800) + r * number(1 / 87178291200))
+            q = number(1 / 362880) + r * (number(1 / 3628800) + r * (number(1 / 39916800) + r * q))
+            q = number(1 / 720) + r * (number(1 / 5040) + r * (number(1 / 40320) + r * q))
+            q = number(1 / 6) + r * (number(1 / 24) + r * (number(1 / 120) + r * q))
+            p[j] = r * (one + r * (number(1 / 2) + r * q))
+            whole[j] = (np.int64(k) + 1023) << 52
+
+
+@Part
+def _activated(code, x, rate, f, p):  # type: ignore[no-untyped-def]
+    """The activation of a row, in place; f and p are room for two more."""
+    one, two = x.dtype.type(1), x.dtype.type(2)
+    f, p = f[: len(x)], p[: len(x)]
+    if code == _TANH:
+        for j in range(len(x)):
+            p[j] = -two * abs(x[j])
+        _exponentials(p, f, p)
+        for j in range(len(x)):
+            less = f[j] * p[j] + (f[j] - one)  # e^(-2 |x|) - 1
+            y = -less / (two + less)
+            x[j] = -y if x[j] < 0 else y
+    elif code == _SIGMOID:
+        for j in range(len(x)):
+            p[j] = -x[j]
+        _exponentials(p, f, p)
+        for j in range(len(x)):
+            x[j] = one / (one + (f[j] + f[j] * p[j]))
+    elif code == _SOFTPLUS:
+        for j in range(len(x)):
+            t = x[j] * rate[j]
+            x[j] = (max(t, one - one) + np.log1p(np.exp(-abs(t)))) / rate[j]
+    elif code == _ROOT:
+        for j in range(len(x)):
+            x[j] = one / np.sqrt(x[j])
+    elif code == _BUMP:
+        most = x.dtype.type(_largest_exponent(x.itemsize))
+        for j in range(len(x)):
+            t = rate[j] * x[j]
+            p[j] = -most if t > most else -t
+        _exponentials(p, f, p)
+        for j in range(len(x)):
+            x[j] = f[j] + f[j] * p[j]
+
+
+@Part
+def _slopes(code, y, rate, slope):  # type: ignore[no-untyped-def]
+    """First derivatives of an activation, by its values."""
+    one, half, two = y.dtype.type(1), y.dtype.type(0.5), y.dtype.type(2)
+    if code == _NONE:
+        for j in range(len(y)):
+            slope[j] = one
+    elif code == _TANH:
+        for j in range(len(y)):
+            slope[j] = one - y[j] * y[j]
+    elif code == _SIGMOID:
+        for j in range(len(y)):
+            slope[j] = y[j] * (one - y[j])
+    elif code == _SOFTPLUS:
+        for j in range(len(y)):
+            slope[j] = -np.expm1(-rate[j] * y[j])
+    elif code == _ROOT:
+        for j in range(len(y)):
+            slope[j] = -half * y[j] * y[j] * y[j]
+    else:
+        least = y.dtype.type(1.0001 * np.exp(-_largest_exponent(y.itemsize)))
+        for j in range(len(y)):
+            slope[j] = -two * rate[j] * y[j] if y[j] > least else one - one
+
+
+@Part
+def _curves(code, y, rate, slope, tiny, curve):  # type: ignore[no-untyped-def]
+    """Second derivatives of an activation over the square of the first; of a bump, themselves.
+
+    Where the first underflows, so does all that is multiplied with this, which has to be finite only.
+    """
+    one, two, three = y.dtype.type(1), y.dtype.type(2), y.dtype.type(3)
+    if code == _NONE:
+        for j in range(len(y)):
+            curve[j] = one - one
+    elif code == _TANH:
+        for j in range(len(y)):
+            curve[j] = -two * y[j] / max(slope[j], tiny)
+    elif code == _SIGMOID:
+        for j in range(len(y)):
+            curve[j] = (one - two * y[j]) / max(slope[j], tiny)
+    elif code == _SOFTPLUS:
+        for j in range(len(y)):
+            curve[j] = rate[j] * (one - slope[j]) / max(slope[j], tiny)
+    elif code == _ROOT:
+        for j in range(len(y)):
+            curve[j] = three / y[j]
+    else:
+        for j in range(len(y)):
+            curve[j] = -two * rate[j] * slope[j]
+
+
+@Part
+def energy_in_layers(program, c, widths, exact, work):  # type: ignore[no-untyped-def]
+    """The energy of fourth order of one chain ``(n+1, d)``; the activations at its nodes stay in the workspace."""
+    matrices, units, table = program
+    n, number, y = len(widths), c.dtype.type, work[0]
+    for i in range(n + 1):
+        for s in range(len(table)):
+            before, width, start, unit, code, place = table[s]
+            x, bias, rate = y[i, unit : unit + width], units[0, unit : unit + width], units[1, unit : unit + width]
+            if code == _BUMP:
+                for j in range(width):
+                    x[j] = 0
+                for a in range(before):
+                    z, row = c[i, a], matrices[start + a * width : start + (a + 1) * width]
+                    for j in range(width):
+                        x[j] += (z - row[j]) * (z - row[j])
+            elif place & _FIRST:
+                for j in range(width):
+                    x[j] = bias[j]
+                for a in range(before):
+                    z, row = c[i, a], matrices[start + a * width : start + (a + 1) * width]
+                    for j in range(width):
+                        x[j] += z * row[j]
+            else:
+                for j in range(width):
+                    x[j] = bias[j]
+                inputs = y[i, unit - before : unit]
+                for k in range(0, before, 8):
+                    _added(inputs, k, matrices, start + k * width, x)
+            _activated(code, x, rate, work[4][1], work[4][2])
+    total = number(0)
+    for s in range(len(table)):
+        if not table[s, 5] & _LAST:
+            continue
+        width, unit = table[s, 1], table[s, 3]
+        scale = units[2, unit : unit + width]
+        for i in range(1, n, 2):
+            p, q, r = y[i - 1, unit : unit + width], y[i, unit : unit + width], y[i + 1, unit : unit + width]
+            one, two, both = number(0), number(0), number(0)
+            for j in range(width):
+                u, v = scale[j] * (q[j] - p[j]), scale[j] * (r[j] - q[j])
+                one += u * u
+                two += v * v
+                both += (u + v) * (u + v)
+            first, second = widths[i - 1], widths[i]
+            total += one / first + two / second - number(0.25) * both / (first + second)
+    return number(2 / 3) * total
+
+
+@Part
+def _added(inputs, k, matrices, p, x):  # type: ignore[no-untyped-def]
+    """Eight inputs from k on, times rows of the matrix from p on, added to x."""
+    m = len(x)
+    x0, x1, x2, x3, x4, x5, x6, x7 = (
+        inputs[k],
+        inputs[k + 1],
+        inputs[k + 2],
+        inputs[k + 3],
+        inputs[k + 4],
+        inputs[k + 5],
+        inputs[k + 6],
+        inputs[k + 7],
+    )
+    w0, w1, w2, w3 = (
+        matrices[p : p + m],
+        matrices[p + m : p + 2 * m],
+        matrices[p + 2 * m : p + 3 * m],
+        matrices[p + 3 * m : p + 4 * m],
+    )
+    p += 4 * m
+    w4, w5, w6, w7 = (
+        matrices[p : p + m],
+        matrices[p + m : p + 2 * m],
+        matrices[p + 2 * m : p + 3 * m],
+        matrices[p + 3 * m : p + 4 * m],
+    )
+    for j in range(m):
+        x[j] += (x0 * w0[j] + x1 * w1[j] + x2 * w2[j] + x3 * w3[j]) + (
+            x4 * w4[j] + x5 * w5[j] + x6 * w6[j] + x7 * w7[j]
+        )
+
+
+@Part
+def _multiplied(left, p, right, q, m, factor, symmetric, into):  # type: ignore[no-untyped-def]
+    """Add a factor times the products of two frames ``(d, m)`` to a block; of a symmetric one the upper half.
+
+    Two rows by four at a time; where there are no more, a row is taken twice and its products are left.
+    """
+    d, last, zero = len(into), len(into) - 1, factor - factor
+    for r in range(0, d, 2):
+        x = left[p + r * m : p + (r + 1) * m]
+        y = left[p + min(r + 1, last) * m : p + (min(r + 1, last) + 1) * m]
+        for c in range(r // 4 * 4 if symmetric else 0, d, 4):
+            s = right[q + c * m : q + (c + 1) * m]
+            t = right[q + min(c + 1, last) * m : q + (min(c + 1, last) + 1) * m]
+            u = right[q + min(c + 2, last) * m : q + (min(c + 2, last) + 1) * m]
+            v = right[q + min(c + 3, last) * m : q + (min(c + 3, last) + 1) * m]
+            xs, xt, xu, xv, ys, yt, yu, yv = zero, zero, zero, zero, zero, zero, zero, zero
+            for j in range(m):
+                xs += x[j] * s[j]
+                xt += x[j] * t[j]
+                xu += x[j] * u[j]
+                xv += x[j] * v[j]
+                ys += y[j] * s[j]
+                yt += y[j] * t[j]
+                yu += y[j] * u[j]
+                yv += y[j] * v[j]
+            for k in range(min(2, d - r)):
+                into[r + k, c] += factor * (ys if k else xs)
+                if c + 1 < d:
+                    into[r + k, c + 1] += factor * (yt if k else xt)
+                if c + 2 < d:
+                    into[r + k, c + 2] += factor * (yu if k else xu)
+                if c + 3 < d:
+                    into[r + k, c + 3] += factor * (yv if k else xv)
+
+
+@Part
+def _weighted(y, i, n, unit, scale, widths, w):  # type: ignore[no-untyped-def]
+    """The derivative of the energy by a function's values at inner node i."""
+    width, number = len(w), y.dtype.type
+    before, here, after = y[i - 1, unit : unit + width], y[i, unit : unit + width], y[i + 1, unit : unit + width]
+    s, t = number(4 / 3) / widths[i - 1], number(4 / 3) / widths[i]
+    if i % 2:
+        for j in range(width):
+            w[j] = scale[j] * (s * (here[j] - before[j]) - t * (after[j] - here[j]))
+        return
+    first, last = y[i - 2, unit : unit + width], y[i + 2, unit : unit + width]
+    u = number(1 / 3) / (widths[i - 2] + widths[i - 1])
+    v = number(1 / 3) / (widths[i] + widths[i + 1])
+    for j in range(width):
+        x = here[j]
+        single = s * (x - before[j]) - t * (after[j] - x)
+        w[j] = scale[j] * (single - u * (x - first[j]) + v * (last[j] - x))
+
+
+@Part
+def derive_in_layers(program, c, widths, exact, work, b, gradient, diagonal, upper, skip, bend, bend_upper, bend_skip):  # type: ignore[no-untyped-def]
+    """The rest of the model of a chain whose activations are in the room: added to item b of what is given.
+
+    Only diagonal blocks bend.
+    """
+    table = program[2]
+    for s in range(len(table)):
+        if table[s, 5] & _LAST:
+            _derive_one(program, s, c, widths, exact, work, b, gradient[b], diagonal[b], upper[b], skip[b], bend)
+    for i in range(diagonal.shape[1]):
+        for r in range(c.shape[1]):
+            for a in range(r):
+                diagonal[b, i, r, a] = diagonal[b, i, a, r]
+                if exact:
+                    bend[b, i, r, a] = bend[b, i, a, r]
+
+
+@Part
+def slope_of(program, c, widths, work, gradient):  # type: ignore[no-untyped-def]
+    """The gradient alone ``(n-1, d)`` of a chain whose activations are in the room: added to what is given.
+
+    Adjoints go back through the stages, and no frames are made: a fraction of the work in many dimensions.
+    """
+    matrices, units, table = program
+    values, _, _, _, rows = work
+    n, number = len(widths), c.dtype.type
+    for final in range(len(table)):
+        if not table[final, 5] & _LAST:
+            continue
+        for i in range(1, n):
+            w, other, slope = rows[0], rows[3], rows[1]
+            width, u = table[final, 1], table[final, 3]
+            scale = units[2, u : u + width]
+            _weighted(values, i, n, u, scale, widths, w[:width])
+            for j in range(width):
+                w[j] *= scale[j]
+            s = final
+            while True:
+                before, width, start, u, code, place = table[s]
+                _slopes(code, values[i, u : u + width], units[1, u : u + width], slope[:width])
+                for j in range(width):
+                    w[j] *= slope[j]
+                if place & _FIRST:
+                    break
+                _times_adjoint(matrices, start, before, w[:width], other)
+                w, other = other, w
+                s -= 1
+            for a in range(before):
+                row, total = matrices[start + a * width : start + (a + 1) * width], number(0)
+                if code == _BUMP:
+                    z = c[i, a]
+                    for j in range(width):
+                        total += (z - row[j]) * w[j]
+                else:
+                    for j in range(width):
+                        total += row[j] * w[j]
+                gradient[i - 1, a] += total
+
+
+@Part
+def _times_adjoint(matrices, start, rows, w, into):  # type: ignore[no-untyped-def]
+    """A matrix of so many rows from a place on, an even number, times a vector."""
+    width, zero = len(w), w.dtype.type(0)
+    for k in range(0, rows, 2):
+        p = start + k * width
+        x, y = matrices[p : p + width], matrices[p + width : p + 2 * width]
+        one, two = zero, zero
+        for j in range(width):
+            one += x[j] * w[j]
+            two += y[j] * w[j]
+        into[k], into[k + 1] = one, two
+
+
+@Part
+def _derive_one(program, final, c, widths, exact, work, b, gradient, diagonal, upper, skip, bend):  # type: ignore[no-untyped-def]
+    """That of one function, whose last stage this is; of symmetric blocks the upper half."""
+    matrices, units, table = program
+    values, frames, turned, away, rows = work
+    n, d, number = len(widths), c.shape[1], c.dtype.type
+    one, tiny = number(1), number(1e-19 if c.itemsize == 4 else 1e-154)
+    end, unit = table[final, 1], table[final, 3]
+    begin, whole = final, end - end
+    while not table[begin, 5] & _FIRST:
+        begin -= 1
+        whole += d * table[begin, 1]
+    weights, slope, curve = rows[0, :end], rows[1], rows[2]
+    scale = units[2, unit : unit + end]
+    for i in range(1, n):
+        p = q = end - end  # where the frames of this stage and of the one before begin
+        for s in range(begin, final + 1):
+            before, width, start, u, code = table[s, 0], table[s, 1], table[s, 2], table[s, 3], table[s, 4]
+            if s == final:
+                p = whole + i % 3 * d * end
+            x = frames[p : p + d * width]
+            if s > begin:
+                for j in range(d * width):
+                    x[j] = 0
+                for k in range(0, before, 8):
+                    for a in range(d):
+                        _added(frames, q + a * before + k, matrices, start + k * width, frames[p + a * width : p + (a + 1) * width])
+            else:
+                for j in range(d * width):
+                    x[j] = matrices[start + j]
+            if code == _BUMP:
+                for a in range(d):
+                    for j in range(width):
+                        x[a * width + j] = away[a * width + j] = c[i, a] - x[a * width + j]
+            _slopes(code, values[i, u : u + width], units[1, u : u + width], slope[:width])
+            if s == final:
+                for j in range(width):
+                    slope[j] *= scale[j]
+            for a in range(d):
+                y = frames[p + a * width : p + (a + 1) * width]
+                for j in range(width):
+                    y[j] *= slope[j]
+            q, p = p, p + d * width
+        here = whole + i % 3 * d * end
+        s, t = number(4 / 3) / widths[i - 1], number(4 / 3) / widths[i]
+        mass = s + t
+        loose = number(0)
+        if i % 2 == 0:
+            loose = number(1 / 3) / (widths[i - 2] + widths[i - 1])
+            mass -= loose + number(1 / 3) / (widths[i] + widths[i + 1])
+        for back in range(3):  # with its own frame, that of the node before, and of the one before that
+            if back == 0:
+                factor, into = mass, diagonal[i - 1]
+            elif back == 1 and i > 1:
+                factor, into = -s, upper[i - 2]
+            elif back == 2 and i > 2 and i % 2 == 0:
+                factor, into = loose, skip[i // 2 - 2]
+            else:
+                continue
+            _multiplied(frames, whole + (i - back) % 3 * d * end, frames, here, end, factor, back == 0, into)
+        _weighted(values, i, n, unit, scale, widths, weights)
+        for a in range(d):
+            x, total = frames[here + a * end : here + (a + 1) * end], number(0)
+            for j in range(end):
+                total += x[j] * weights[j]
+            gradient[i - 1, a] += total
+        if not exact:
+            continue
+        p, w, other = here, rows[0], rows[3]
+        for s in range(final, begin - 1, -1):
+            before, width, start, u, code = table[s, 0], table[s, 1], table[s, 2], table[s, 3], table[s, 4]
+            p = here if s == final else (whole if s == final - 1 else p) - d * width
+            y, rate = values[i, u : u + width], units[1, u : u + width]
+            _slopes(code, y, rate, slope[:width])
+            if code != _NONE:
+                _curves(code, y, rate, slope[:width], tiny, curve)
+                if s == final:
+                    for j in range(width):
+                        curve[j] /= max(scale[j], tiny)
+                for j in range(width):
+                    curve[j] *= w[j]
+                for a in range(d):
+                    x = away[a * width : (a + 1) * width] if code == _BUMP else frames[p + a * width : p + (a + 1) * width]
+                    v = turned[a * width : (a + 1) * width]
+                    for j in range(width):
+                        v[j] = x[j] * curve[j]
+                right, q = (away, p - p) if code == _BUMP else (frames, p)
+                _multiplied(turned, q - q, right, q, width, one, mass == mass, bend[b, i - 1])
+            for j in range(width):
+                w[j] *= slope[j]
+            if s == final:
+                for j in range(width):
+                    w[j] *= scale[j]
+            if code == _BUMP:
+                total = number(0)
+                for j in range(width):
+                    total += w[j]
+                for a in range(d):
+                    bend[b, i - 1, a, a] += total
+            if s > begin:
+                _times_adjoint(matrices, start, before, w[:width], other)
+                w, other = other, w
+
+
+@Part
+def _largest_exponent(size):  # type: ignore[no-untyped-def]
+    """So far a bump falls, and no further: its square would not be a normal number, of 4 or 8 bytes."""
+    return 0.45 * (87.3365447505531 if size == 4 else 708.3964185322641)

@@ -40,8 +40,10 @@ def test_the_readme_leads_to_both_pages() -> None:
 
 def test_every_reason_of_the_engine_is_on_the_page_of_failures() -> None:
     """Sentences made by the code itself, their numbers left out, against the sentences of the page."""
-    of_chains = chain._sentences(torch.arange(4), torch.full((4,), 1e-3), 200)
-    of_chains += chain._sentences(torch.tensor([chain._STUCK, chain._SPENT]), torch.full((2,), torch.inf), 200)
+    of_chains = chain.sentences(torch.arange(4), torch.full((4,), 1e-3), 200)
+    of_chains += chain.sentences(
+        torch.tensor([chain.Status.STUCK, chain.Status.SPENT]), torch.full((2,), torch.inf), 200
+    )
     of_paths = ode._sentences(torch.arange(4), torch.full((4,), 0.5), 10)
     of_walks = list(brownian._BECAUSE.values())
     of_verdicts = re.findall(r'why\[i\] = f?"(.*?)"', inspect.getsource(connect._Race.verdict))

@@ -161,7 +161,7 @@ def test_tolerance_follows_the_dtype() -> None:
 
 def test_a_promise_that_is_no_number_is_not_quoted() -> None:
     for left in (torch.inf, torch.nan):
-        found = chain._sentences(torch.tensor([chain._SPENT, chain._STUCK]), torch.full((2,), left), 200)
+        found = chain.sentences(torch.tensor([chain.Status.SPENT, chain.Status.STUCK]), torch.full((2,), left), 200)
         assert found[0].startswith("still moving after 200 iterations, and the matrix of the energy is singular")
         assert found[1].startswith("no step lowers the energy, and the matrix of the energy is singular")
 

@@ -14,7 +14,6 @@ from oddity.geometry.manifold import Manifold
 from oddity.geometry.roadmap import Roadmap, resampled
 from oddity.geometry.tabulated import Tabulated
 from oddity.numerics.chain import (
-    ChainModel,
     ChainProblem,
     ChainSolution,
     at_rest,

@@ -106,7 +106,7 @@ class Manifold(abc.ABC):
         """
         return self._by_chunks(c, widths, lambda c, h: _secant_model(self._secant_differential, c, h, exact))
 
-    def program(self) -> Program | None:
+    def _program(self) -> Program | None:
         """That energy as compiled loops know it, or None."""
         return None
 
@@ -828,8 +828,8 @@ class Sum(Manifold):
             first = first.plus(model)
         return first
 
-    def program(self) -> Program | None:
-        programs = [part.program() for part in self.parts]
+    def _program(self) -> Program | None:
+        programs = [part._program() for part in self.parts]
         layered = [program for program in programs if isinstance(program, LayeredProgram)]
         return functools.reduce(LayeredProgram.plus, layered) if len(layered) == len(programs) else None
 
@@ -952,8 +952,8 @@ class Scaled(Manifold):
         """Scale the model by c."""
         return self.base.chain_model(c, widths, exact=exact).times(self.factor)
 
-    def program(self) -> Program | None:
-        program = self.base.program()
+    def _program(self) -> Program | None:
+        program = self.base._program()
         return program.times(self.factor) if isinstance(program, LayeredProgram) else None
 
     def _chain_slope(self, c: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:

@@ -138,7 +138,7 @@ class Pullback(Manifold):
         small = reduced(form, z, whiten, tolerance) if form is not None and self.ambient is None else None
         return self if small is None else Pullback(small.values, expansion=small)
 
-    def program(self) -> LayeredProgram | None:
+    def _program(self) -> LayeredProgram | None:
         stages = self.differential.stages() if self.ambient is None and self._keeps("chain_model") else None
         return None if stages is None else program_of(stages)
 

@@ -67,7 +67,7 @@ class Tabulated(Manifold):
         """Quadratic model of an energy of fourth order, by the derivatives of the splines."""
         return self._by_chunks(c, widths, lambda c, h: model_from_root(self._roots(c, 2 if exact else 1), c, h))
 
-    def program(self) -> TableProgram:
+    def _program(self) -> TableProgram:
         spline = self.spline
         return TableProgram(spline.rows, spline.weights, spline.low, spline.steps, spline.last)
 

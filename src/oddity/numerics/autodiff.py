@@ -18,8 +18,8 @@ from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from oddity.numerics.expansion import ClosedForm, Expansion, PulledValue, Pulling, layered_expansion, pull
-from oddity.numerics.stages import Layered, Stage
 from oddity.numerics.networks import eager, module_behind, name_of, refuse, standing_for
+from oddity.numerics.stages import Layered, Stage
 
 __all__ = ["BEND_MODES", "MODES", "SECOND_MODES", "Differential", "gradient", "has_tangent"]
 

@@ -13,7 +13,7 @@ import torch
 from scipy.ndimage import spline_filter
 from torch import Tensor
 
-from oddity.numerics.native import Kernel, serves
+from oddity.numerics.native import Kernel, Part, serves
 
 __all__ = ["BicubicSpline", "evaluated"]
 
@@ -59,7 +59,7 @@ class BicubicSpline:
         if serves(z, self.rows) and z.dtype == self.rows.dtype:
             found = z.new_empty(len(z), self.rows.shape[2] // 4, order + 1, order + 1)
             grid = (self.rows, self.weights, self.low, self.steps, self.last)
-            evaluated(z, out=(found,), shared=grid, seconds=_SECONDS)
+            _evaluated(z, out=(found,), shared=grid, seconds=_SECONDS)
             return found.permute(2, 3, 1, 0)
         return self._in_torch(z, order)
 
@@ -84,7 +84,7 @@ class BicubicSpline:
 _SECONDS = 0.1e-6  # for a place
 
 
-@Kernel
+@Part
 def evaluated(z, found, rows, weights, low, steps, last):  # type: ignore[no-untyped-def]
     """The derivatives ``(N, C, k, k)`` of all channels at places ``(N, 2)``."""
     channels, k = found.shape[1], found.shape[2]
@@ -115,6 +115,9 @@ def evaluated(z, found, rows, weights, low, steps, last):  # type: ignore[no-unt
                 for c in range(channels):
                     h = half[order, 4 * c : 4 * c + 4]
                     found[p, c, order, other] = w0 * h[0] + w1 * h[1] + w2 * h[2] + w3 * h[3]
+
+
+_evaluated = Kernel(evaluated.f)
 
 
 def _filled(z: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oddity.numerics.native import Kernel, serves
+from oddity.numerics.native import Kernel, Part, serves
 
 __all__ = ["RAISES", "eliminated", "solve_block_tridiagonal", "solve_damped"]
 
@@ -120,11 +120,11 @@ def _one_after_another(
     seconds = n * (_SECONDS[0] + _SECONDS[1] * d**3)
     raises = 0 if unit is None else RAISES
     unit = diagonal if unit is None else unit
-    eliminated(diagonal, unit, upper, skip, rhs, out=(x, damping, definite), shared=(raises,), seconds=seconds)
+    _eliminated(diagonal, unit, upper, skip, rhs, out=(x, damping, definite), shared=(raises,), seconds=seconds)
     return x, damping, definite
 
 
-@Kernel
+@Part
 def eliminated(diagonal, unit, upper, skip, rhs, x, damping, definite, raises):  # type: ignore[no-untyped-def]
     """Cholesky factors L of the pivots, and the rows ``L^-1 [rhs, next block, next but one]``; then backwards."""
     B, n, d = rhs.shape
@@ -222,6 +222,9 @@ def eliminated(diagonal, unit, upper, skip, rhs, x, damping, definite, raises): 
                 x[b, i, r] = load[r] * L[r, r]
                 for k in range(r):
                     load[k] -= L[r, k] * x[b, i, r]
+
+
+_eliminated = Kernel(eliminated.f)
 
 
 def _cyclic(diagonal: Tensor, upper: Tensor, rhs: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -34,10 +34,10 @@ __all__ = [
     "Status",
     "at_rest",
     "chain_velocity",
-    "damped_step",
     "doubled",
     "energy_of_values",
     "interpolate_chain",
+    "keep_freed_memory",
     "leaps",
     "model_from_blocks",
     "model_from_expansion",
@@ -171,85 +171,24 @@ def model_from_expansion(f: Expansion, widths: Tensor, exact: bool) -> ChainMode
 
     weights = torch.zeros_like(f.value)  # dE/df
     energy = energy_of_values(by_chain(f.value), widths, by_chain(weights))  # by_chain gives a view
-    stiff, loose = stiffness(widths)
+    stiff, loose = _stiffness(widths)
 
-    mass = stiff[:, :-1] + stiff[:, 1:]  # (B, n-1)
-    mass[:, 1::2] -= loose[:, :-1] + loose[:, 1:]
-    blocks = _products(frame, mass, stiff, loose)
-    bend = by_chain(f.bend(weights))[:, 1:-1] if exact else None
-    gradient = by_chain(pull(frame, weights))[:, 1:-1]
-    return ChainModel(energy, gradient, *blocks, bend)
-
-
-def _products(frame: Tensor, mass: Tensor, stiff: Tensor, loose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Products of the frames ``(d, N, m)`` of nodes with their own, the next and the second next: the model's blocks."""
-    (d, N, m), (B, n) = frame.shape, stiff.shape
-    if serves(frame, stiff):
-        diagonal, upper, skip = (frame.new_empty(B, count, d, d) for count in (n - 1, n - 2, max(0, n // 2 - 2)))
-        first = torch.arange(0, B * (n + 1), n + 1)
-        seconds = n * d * d * (_SECONDS_A_TILE + m * _SECONDS_A_PRODUCT)
-        _multiplied(first, mass, stiff, loose, out=(diagonal, upper, skip), shared=(frame,), seconds=seconds)
-        return diagonal, upper, skip
+    d, N, m = frame.shape
     rows = torch.nn.functional.pad(frame.permute(1, 0, 2), (0, 0, 0, 0, 0, 2))  # (N+2, d, m)   node after node, copied,
     windows = rows.as_strided((N, 3 * d, m), (d * m, m, 1))  # so that a node and the next two are one matrix
-    products = torch.bmm(rows[:N], windows.mT)[: B * (n + 1)].reshape(B, n + 1, d, 3 * d)  # some belong to no chain
+    products = by_chain(torch.bmm(rows[:N], windows.mT))  # (B, n+1, d, 3d)   those between chains belong to none
     with_own, with_next, with_second = products.split(d, -1)
+    mass = stiff[:, :-1] + stiff[:, 1:]  # (B, n-1)
+    mass[:, 1::2] -= loose[:, :-1] + loose[:, 1:]
     diagonal = mass[..., None, None] * with_own[:, 1:-1]
     upper = -stiff[:, 1:-1, None, None] * with_next[:, 1:-2]
-    return diagonal, upper, loose[:, 1:-1, None, None] * with_second[:, 2:-4:2]
+    skip = loose[:, 1:-1, None, None] * with_second[:, 2:-4:2]
+    bend = by_chain(f.bend(weights))[:, 1:-1] if exact else None
+    gradient = by_chain(pull(frame, weights))[:, 1:-1]
+    return ChainModel(energy, gradient, diagonal, upper, skip, bend)
 
 
-_SECONDS_A_TILE, _SECONDS_A_PRODUCT = 2e-9, 0.05e-9  # for each of d^2 entries, and for each of its terms
-
-
-@Kernel
-def _multiplied(first, mass, stiff, loose, diagonal, upper, skip, frame):  # type: ignore[no-untyped-def]
-    """Those products, two rows by four at a time; at the end rows are taken twice, and their products left."""
-    (d, _, m), (B, n), last = frame.shape, stiff.shape, len(frame) - 1
-    zero = frame.dtype.type(0)
-    for b in range(B):
-        for i in range(1, n):
-            here = first[b] + i
-            for ahead in range(3):
-                if ahead == 0:
-                    into, factor = diagonal[b, i - 1], mass[b, i - 1]
-                elif ahead == 1 and i < n - 1:
-                    into, factor = upper[b, i - 1], -stiff[b, i]
-                elif ahead == 2 and i % 2 == 0 and i < n - 2:
-                    into, factor = skip[b, i // 2 - 1], loose[b, i // 2]
-                else:
-                    continue
-                there = here + ahead
-                for r in range(0, d, 2):
-                    x, y = frame[r, here], frame[min(r + 1, last), here]
-                    for c in range(0 if ahead else r // 4 * 4, d, 4):  # with its own: half of a symmetric block
-                        p, q = frame[c, there], frame[min(c + 1, last), there]
-                        s, t = frame[min(c + 2, last), there], frame[min(c + 3, last), there]
-                        xp, xq, xs, xt, yp, yq, ys, yt = zero, zero, zero, zero, zero, zero, zero, zero
-                        for j in range(m):
-                            xp += x[j] * p[j]
-                            xq += x[j] * q[j]
-                            xs += x[j] * s[j]
-                            xt += x[j] * t[j]
-                            yp += y[j] * p[j]
-                            yq += y[j] * q[j]
-                            ys += y[j] * s[j]
-                            yt += y[j] * t[j]
-                        for k in range(min(2, d - r)):
-                            into[r + k, c] = factor * (yp if k else xp)
-                            if c + 1 < d:
-                                into[r + k, c + 1] = factor * (yq if k else xq)
-                            if c + 2 < d:
-                                into[r + k, c + 2] = factor * (ys if k else xs)
-                            if c + 3 < d:
-                                into[r + k, c + 3] = factor * (yt if k else xt)
-                if ahead == 0:
-                    for r in range(d):
-                        for c in range(r):
-                            into[r, c] = into[c, r]
-
-
-def stiffness(widths: Tensor) -> tuple[Tensor, Tensor]:
+def _stiffness(widths: Tensor) -> tuple[Tensor, Tensor]:
     """The energy is 1/2 sum stiff |r|^2 over single segments, less 1/2 sum loose |r|^2 over double ones."""
     return 4 / (3 * widths), 1 / (3 * doubled(widths))  # (B, n), (B, n/2)
 
@@ -259,7 +198,7 @@ def energy_of_values(value: Tensor, widths: Tensor, weights: Tensor) -> Tensor:
 
     Its derivative by the inner values is written to ``weights``, of their shape; those of the ends are set to zero.
     """
-    stiff, loose = stiffness(widths)
+    stiff, loose = _stiffness(widths)
     if serves(value, weights):
         energy = value.new_zeros(len(value))
         seconds = value.shape[1] * value.shape[2] * _SECONDS
@@ -379,7 +318,7 @@ def solve_chain(
     left_over = max_iterations - (iterations if spent is None else spent)
     status = torch.full((B,), Status.RUNNING, device=start.device)
 
-    _keep_freed_memory(start.device)
+    keep_freed_memory(start.device)
     if B == 0:
         return ChainSolution(c, energy, decrement, iterations, status == Status.STATIONARY, [])
     live = torch.arange(B, device=start.device)
@@ -394,7 +333,7 @@ def solve_chain(
             model = model.at(going)
         if len(live) == 0:
             break
-        step, promised, held, solved = damped_step(model, held, n)
+        step, promised, held, solved = _damped_step(model, held, n)
         left = _undamped_promise(model, promised, held, tol)
         decrement[live] = left / model.energy.clamp(min=torch.finfo(x.dtype).tiny)
         iterations[live] = iteration
@@ -421,7 +360,7 @@ def solve_chain(
     return ChainSolution(c, energy, decrement, iterations, status == Status.STATIONARY, why)
 
 
-def _keep_freed_memory(device: torch.device) -> None:
+def keep_freed_memory(device: torch.device) -> None:
     """Teach the C library to keep freed blocks for the next step.
 
     By default glibc hands large blocks back to the kernel and takes them again page by page, which took half of the
@@ -451,7 +390,7 @@ def _evaluate(problem: ChainProblem, c: Tensor, h: Tensor, exact: Tensor) -> Cha
     return ChainModel.cat(parts).at(back)
 
 
-def damped_step(model: ChainModel, damping: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _damped_step(model: ChainModel, damping: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Solve (H + P) s = -g; return s, the decrease that the model promises, the damping that it took, and success.
 
     H is the exact Hessian where the model has its bend. Where H + P is not positive definite, the damping rises until
@@ -515,15 +454,18 @@ def sentences(status: Tensor, decrement: Tensor, max_iterations: int) -> list[st
     """What is to be said of each chain that is not stationary."""
 
     def sentence(code: int, left: float) -> str:
-        if code in (Status.STUCK, Status.SPENT) and not math.isfinite(left):
-            so_far = f"still moving after {max_iterations} iterations" if code == Status.SPENT else _NO_STEP
-            return f"{so_far}, and the matrix of the energy is singular: a direction costs nothing"
-        return {
-            Status.SPENT: f"still moving after {max_iterations} iterations: a step still promises {left:.1e} of the energy",
-            Status.STATIONARY: "",
-            Status.NOT_FINITE: "the energy of the starting curve is not finite",
-            Status.STUCK: f"{_NO_STEP} although the model promises {left:.1e} of it",
-        }[code]
+        spent = f"still moving after {max_iterations} iterations"
+        match Status(code):
+            case Status.STATIONARY:
+                return ""
+            case Status.NOT_FINITE:
+                return "the energy of the starting curve is not finite"
+            case ended if not math.isfinite(left):
+                so_far = spent if ended == Status.SPENT else _NO_STEP
+                return f"{so_far}, and the matrix of the energy is singular: a direction costs nothing"
+            case Status.SPENT:
+                return f"{spent}: a step still promises {left:.1e} of the energy"
+        return f"{_NO_STEP} although the model promises {left:.1e} of it"
 
     return [sentence(code, left) for code, left in zip(status.tolist(), decrement.tolist(), strict=True)]
 

@@ -1,7 +1,7 @@
 """Least squares on chains whose energy compiled loops know: each chain is solved in one go, from start to end.
 
-The method is that of :func:`~oddity.numerics.chain.solve_chain`, step by step. What it saves is all that lies between the
-steps: a call of PyTorch takes as long as a node's derivatives, and a batch is in step with its slowest chain.
+The method is that of :func:`~oddity.numerics.chain.solve_chain`, step by step. What it saves is all that lies between
+the steps: a call of PyTorch takes as long as a node's derivatives, and a batch keeps step with its slowest chain.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from oddity.numerics.chain import (
     ChainProblem,
     ChainSolution,
     Status,
+    keep_freed_memory,
     sentences,
     solve_chain,
 )
@@ -47,21 +48,29 @@ Program: TypeAlias = LayeredProgram | TableProgram
 class Programmed(Protocol):
     """A problem whose energy compiled loops may know."""
 
-    def program(self) -> Program | None:
+    def _program(self) -> Program | None:
         """The energy as it is now, or None."""
+        ...
+
+
+class Sloped(ChainProblem, Protocol):
+    """A problem that gives its gradient alone, at less than the price of a model."""
+
+    def _chain_slope(self, c: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
+        """Energy ``(B,)`` and gradient ``(B, n-1, d)`` at chains."""
         ...
 
 
 class Guided(NamedTuple):
     """A problem whose energy and gradient are its own, and whose Hessian is that of another one: less work."""
 
-    own: ChainProblem
+    own: Sloped
     guide: ChainProblem
 
     def chain_model(self, c: Tensor, widths: Tensor, *, exact: bool = False) -> ChainModel:
         """Model with the own energy and gradient."""
-        own = self.own.chain_model(c, widths)
-        return self.guide.chain_model(c, widths, exact=exact)._replace(energy=own.energy, gradient=own.gradient)
+        energy, gradient = self.own._chain_slope(c, widths)
+        return self.guide.chain_model(c, widths, exact=exact)._replace(energy=energy, gradient=gradient)
 
 
 def solve(
@@ -79,18 +88,27 @@ def solve(
 
     See there for parameters and result. The compiled loop takes the same steps; numbers differ by rounding.
     """
-    h = start.new_full((len(start), start.shape[1] - 1), 1 / (start.shape[1] - 1)) if widths is None else widths
-    programs = _programs(problem, start) if serves(start, h) else None
+    B, n, d = len(start), start.shape[1] - 1, start.shape[2]
+    h = start.new_full((B, n), 1 / n) if widths is None else widths
+    programs = _programs(problem, start) if serves(start, h) and B else None
     if programs is None:
-        settings = {"tolerance": tolerance, "max_iterations": max_iterations, "spent": spent, "exact": exact}
-        return solve_chain(problem, start, widths, **settings, damping=damping)  # type: ignore[arg-type]
+        return solve_chain(
+            problem,
+            start,
+            widths,
+            tolerance=tolerance,
+            max_iterations=max_iterations,
+            spent=spent,
+            exact=exact,
+            damping=damping,
+        )
     metric, program = programs
     tol = torch.finfo(start.dtype).eps ** 0.75 if tolerance is None else tolerance
-    B, n, d = len(start), start.shape[1] - 1, start.shape[2]
     iterations = torch.zeros(B, dtype=torch.long)
     allowed = max_iterations - (iterations if spent is None else spent)
     points, energy, decrement = torch.empty_like(start), start.new_zeros(B), start.new_zeros(B)
     status = torch.full((B,), Status.RUNNING)
+    keep_freed_memory(start.device)
     kernel = _solved_under_layers if isinstance(program, LayeredProgram) else _solved_in_table
     kernel(
         start,
@@ -110,7 +128,7 @@ _STEPS = 10  # that a chain takes, roughly
 def _programs(problem: ChainProblem, start: Tensor) -> tuple[LayeredProgram, Program] | None:
     """The program of the energy and its gradient, empty where the other one gives them too, and that of the Hessian."""
     own, guide = problem if isinstance(problem, Guided) else (None, problem)
-    metric, program = (x.program() if isinstance(x, Programmed) else None for x in (own, guide))
+    metric, program = (x._program() if isinstance(x, Programmed) else None for x in (own, guide))
     if program is None or program[0].dtype != start.dtype:
         return None
     if own is None:
@@ -127,16 +145,14 @@ def _solved(c, h, allowed, points, energy, decrement, iterations, status, metric
     guided, beside = len(metric[2]) > 0, coupled(program)
     place, other_place = room(program, c), room_in_layers(metric, c)
     x = np.empty((2, nodes, d), c.dtype)
-    gradient, diagonal = np.empty((2, n - 1, d), c.dtype), np.empty((2, n - 1, d, d), c.dtype)
-    upper, skip = np.empty((2, n - 2, d, d), c.dtype), np.empty((2, max(0, n // 2 - 2), d, d), c.dtype)
-    bend = np.empty((2, n - 1, d, d), c.dtype)
-    bend_upper = np.empty((2, n - 2 if beside else 0, d, d), c.dtype)
-    bend_skip = np.empty((2, max(0, n // 2 - 2) if beside else 0, d, d), c.dtype)
+    model = _two_models(n, d, beside, c.dtype)
+    gradient, diagonal, upper, skip, bend, bend_upper, bend_skip = model
     H, unit = np.empty((1, n - 1, d, d), c.dtype), np.empty((1, n - 1, d, d), c.dtype)
     H_upper, H_skip = np.empty((1, n - 2, d, d), c.dtype), np.empty((1, max(0, n // 2 - 2), d, d), c.dtype)
     rhs, step = np.empty((1, n - 1, d), c.dtype), np.empty((1, n - 1, d), c.dtype)
     undamped, nothing = np.empty((1, n - 1, d), c.dtype), np.zeros(1, c.dtype)
     held, definite = np.empty(1, c.dtype), np.empty(1, np.bool_)
+    raises, never = np.int64(RAISES), np.int64(0)
     for b in range(B):
         k, iteration, newton, bent, solved, begun = np.int64(1), 0, exact, exact, True, False
         held[0] = number(damping)
@@ -153,12 +169,10 @@ def _solved(c, h, allowed, points, energy, decrement, iterations, status, metric
                 if begun:
                     gain = (value - tried) / promised
                 if np.isfinite(tried) and (gain > number(1e-4) or not begun):
-                    _cleared(j, gradient, diagonal, upper, skip, bend, bend_upper, bend_skip)
+                    _cleared(j, model)
                     if guided:
                         energy_of(program, x[j], h[b], newton, place)
-                    derive(
-                        program, x[j], h[b], newton, place, j, gradient, diagonal, upper, skip, bend, bend_upper, bend_skip
-                    )
+                    derive(program, x[j], h[b], newton, place, j, model)
                     if guided:
                         for i in range(n - 1):
                             for a in range(d):
@@ -191,13 +205,13 @@ def _solved(c, h, allowed, points, energy, decrement, iterations, status, metric
             for i in range(n - 1):
                 for a in range(d):
                     rhs[0, i, a] = -gradient[k, i, a]
-            eliminated(H, unit, H_upper, H_skip, rhs, step, held, definite, RAISES)
+            eliminated(H, unit, H_upper, H_skip, rhs, step, held, definite, raises)
             solved = definite[0] and _is_finite(step[0])
             promised = _promise(step[0], gradient[k], unit[0], held[0])
             left = promised
             if held[0] > 1 and promised <= tolerance * value:
                 one = slice(k, k + 1)
-                eliminated(diagonal[one], unit, upper[one], skip[one], rhs, undamped, nothing, definite, 0)
+                eliminated(diagonal[one], unit, upper[one], skip[one], rhs, undamped, nothing, definite, never)
                 left = _promise(undamped[0], gradient[k], unit[0], nothing[0]) if definite[0] else number(np.inf)
             if held[0] > MAX_DAMPING:
                 code = Status.STUCK
@@ -217,8 +231,12 @@ def _solved(c, h, allowed, points, energy, decrement, iterations, status, metric
         decrement[b] = left / max(value, number(1e-37))
 
 
-_solved_under_layers = Kernel(_solved, room=room_in_layers, coupled=coupled_in_layers, energy_of=energy_in_layers, derive=derive_in_layers)
-_solved_in_table = Kernel(_solved, room=room_in_table, coupled=coupled_in_table, energy_of=energy_in_table, derive=derive_in_table)
+# what depends on the kind of program
+room, coupled, energy_of, derive = room_in_layers, coupled_in_layers, energy_in_layers, derive_in_layers
+_solved_under_layers = Kernel(_solved)
+_solved_in_table = Kernel(
+    _solved, room=room_in_table, coupled=coupled_in_table, energy_of=energy_in_table, derive=derive_in_table
+)
 
 
 @Part
@@ -231,7 +249,19 @@ def _is_finite(x):  # type: ignore[no-untyped-def]
 
 
 @Part
-def _cleared(k, gradient, diagonal, upper, skip, bend, bend_upper, bend_skip):  # type: ignore[no-untyped-def]
+def _two_models(n, d, beside, dtype):  # type: ignore[no-untyped-def]
+    """Room for gradient, blocks and bends of two models; bends beside the diagonal only where there are any."""
+    skips = max(0, n // 2 - 2)
+    blocks = np.empty((2, n - 1, d, d), dtype), np.empty((2, n - 2, d, d), dtype), np.empty((2, skips, d, d), dtype)
+    bend_upper = np.empty((2, n - 2 if beside else 0, d, d), dtype)
+    bend_skip = np.empty((2, skips if beside else 0, d, d), dtype)
+    gradient, bend = np.empty((2, n - 1, d), dtype), np.empty((2, n - 1, d, d), dtype)
+    return gradient, blocks[0], blocks[1], blocks[2], bend, bend_upper, bend_skip
+
+
+@Part
+def _cleared(k, model):  # type: ignore[no-untyped-def]
+    gradient, diagonal, upper, skip, bend, bend_upper, bend_skip = model
     gradient[k] = 0
     diagonal[k] = 0
     upper[k] = 0
@@ -258,7 +288,7 @@ def _copied(blocks, bends, bent, into):  # type: ignore[no-untyped-def]
 
 @Part
 def _dampers(D, n, unit):  # type: ignore[no-untyped-def]
-    """The unit of damping, see :func:`oddity.numerics.chain.damped_step`."""
+    """The unit of damping, see :func:`oddity.numerics.chain.solve_chain`."""
     d, number = D.shape[1], D.dtype.type
     largest = number(0)
     for i in range(len(D)):

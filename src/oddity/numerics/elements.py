@@ -54,11 +54,11 @@ def _natively(S: Tensor, c: Tensor, widths: Tensor) -> ChainModel:
     bends = [torch.zeros_like(b) if k > 2 else c.new_empty(B, 0, 2, 2) for b in blocks]
     energy, gradient = c.new_zeros(B), c.new_zeros(B, n - 1, 2)
     out = (energy, gradient, *blocks, *bends)
-    modelled(S.permute(3, 4, 2, 0, 1), c, widths, out=out, seconds=n * _SECONDS)
+    _modelled(S.permute(3, 4, 2, 0, 1), c, widths, out=out, seconds=n * _SECONDS)
     return ChainModel(energy, gradient, *blocks, *(bends if k > 2 else ()))
 
 
-@Kernel
+@Part
 def modelled(S, c, widths, energy, gradient, diagonal, upper, skip, bend_diagonal, bend_upper, bend_skip):  # type: ignore[no-untyped-def]
     """The model element by element; S is ``(B, n+1, 3, k, k)``, results are added to."""
     B, n = widths.shape
@@ -145,6 +145,9 @@ def modelled(S, c, widths, energy, gradient, diagonal, upper, skip, bend_diagona
                             K[b, e - 1, a, i] = parts[5, a, i]
 
 
+_modelled = Kernel(modelled.f)
+
+
 class TableProgram(NamedTuple):
     """The square root of a metric in a bicubic spline, as the loops read it."""
 
@@ -160,7 +163,7 @@ class TableProgram(NamedTuple):
 
 
 @Part
-def room_in_table(program, c):  # type: ignore[no-untyped-def]
+def room_in_table(_program, c):  # type: ignore[no-untyped-def]
     """Room for the root and its derivatives at the nodes of a chain, to first and to second order, and for a model."""
     nodes, n = c.shape[1], c.shape[1] - 1
     once, twice = np.empty((1, nodes, 3, 2, 2), c.dtype), np.empty((1, nodes, 3, 3, 3), c.dtype)
@@ -187,16 +190,15 @@ def energy_in_table(program, c, widths, exact, work):  # type: ignore[no-untyped
     S = twice if exact else once
     evaluated(c, S[0], program[0], program[1], program[2], program[3], program[4])
     chain, h = c.reshape(1, c.shape[0], 2), widths.reshape(1, len(widths))
-    modelled(
-        S, chain, h, energy, gradient, diagonals[:1], uppers[:1], skips[:1], diagonals[1:], uppers[1:], skips[1:]
-    )
+    modelled(S, chain, h, energy, gradient, diagonals[:1], uppers[:1], skips[:1], diagonals[1:], uppers[1:], skips[1:])
     return energy[0]
 
 
 @Part
-def derive_in_table(program, c, widths, exact, work, b, gradient, diagonal, upper, skip, bend, bend_upper, bend_skip):  # type: ignore[no-untyped-def]
-    """Take that model from the room to item b of what is given."""
+def derive_in_table(_program, _c, _widths, _exact, work, b, model):  # type: ignore[no-untyped-def]
+    """Take that model from the room to item b of the models."""
     _, _, _, slope, diagonals, uppers, skips = work
+    gradient, diagonal, upper, skip, bend, bend_upper, bend_skip = model
     gradient[b], diagonal[b], upper[b], skip[b] = slope[0], diagonals[0], uppers[0], skips[0]
     bend[b], bend_upper[b], bend_skip[b] = diagonals[1], uppers[1], skips[1]
 

@@ -355,7 +355,10 @@ def _second(tape: list[_Linear | _Activation], u: Tensor, v: Tensor, value: Tens
 
 
 def _ratio(layer: nn.Module, y: Tensor, first: Tensor) -> Tensor:
-    """s'' / s'^2 of an activation y. Where s' underflows, so does the derivative of y, and this has to be finite only."""
+    """The second derivative of an activation y over the square of the first.
+
+    Where the first underflows, so does the derivative of y, and this has to be finite only.
+    """
     ratio: Tensor = _CURVE[type(layer)](layer, y, first) / first.clamp(min=torch.finfo(y.dtype).tiny ** 0.5)
     return ratio
 

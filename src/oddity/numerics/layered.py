@@ -1,8 +1,9 @@
 """Chains under layered functions: the energy and its model, node by node in compiled loops.
 
 A layered function is a row of stages, each a linear map and an activation of each of its outputs. What it leaves of a
-chain is small: the activations at the nodes, from which their slopes follow. Frames are many times larger, and here they
-never leave a processor's nearest cache: each is made, multiplied with those of the two nodes before it, and forgotten.
+chain is small: the activations at the nodes, from which their slopes follow. Frames are many times larger, and here
+they never leave a processor's nearest cache: each is made, multiplied with those of the two nodes before it, and
+forgotten.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ _FIRST, _LAST = 1, 2  # of a function, in the column of places
 
 def program_of(stages: Sequence[Stage]) -> LayeredProgram:
     """The program of one function."""
+    assert stages[-1].activation != "bump", "bumps are added up by a further stage"
     matrices, units, table, start, unit = [], [], [], 0, 0
     before = stages[0].matrix.shape[0]
     for i, stage in enumerate(stages):
@@ -119,9 +121,9 @@ def room_in_layers(program, c):  # type: ignore[no-untyped-def]
 
 @Part
 def _exponentials(t, f, p):  # type: ignore[no-untyped-def]
-    """e^t = f (1 + p) for each of a row, f a power of two and p small: for t near 0, p is accurate where e^t - 1 is not.
+    """e^t = f (1 + p) for each of a row, f a power of two, so that f p + (f - 1) is e^t - 1 to all digits.
 
-    Library functions are called number by number; this fills the registers.
+    By Taylor's series. Library functions would be called number by number; this fills the registers.
     """
     number = t.dtype.type
     log2e, ln2, one = number(1.4426950408889634), number(0.6931471805599453), number(1)
@@ -239,8 +241,8 @@ def _curves(code, y, rate, slope, tiny, curve):  # type: ignore[no-untyped-def]
 
 
 @Part
-def energy_in_layers(program, c, widths, exact, work):  # type: ignore[no-untyped-def]
-    """The energy of fourth order of one chain ``(n+1, d)``; the activations at its nodes stay in the workspace."""
+def energy_in_layers(program, c, widths, _exact, work):  # type: ignore[no-untyped-def]
+    """The energy of fourth order of one chain ``(n+1, d)``; the activations at its nodes stay in the room."""
     matrices, units, table = program
     n, number, y = len(widths), c.dtype.type, work[0]
     for i in range(n + 1):
@@ -289,35 +291,13 @@ def energy_in_layers(program, c, widths, exact, work):  # type: ignore[no-untype
 
 @Part
 def _added(inputs, k, matrices, p, x):  # type: ignore[no-untyped-def]
-    """Eight inputs from k on, times rows of the matrix from p on, added to x."""
-    m = len(x)
-    x0, x1, x2, x3, x4, x5, x6, x7 = (
-        inputs[k],
-        inputs[k + 1],
-        inputs[k + 2],
-        inputs[k + 3],
-        inputs[k + 4],
-        inputs[k + 5],
-        inputs[k + 6],
-        inputs[k + 7],
-    )
-    w0, w1, w2, w3 = (
-        matrices[p : p + m],
-        matrices[p + m : p + 2 * m],
-        matrices[p + 2 * m : p + 3 * m],
-        matrices[p + 3 * m : p + 4 * m],
-    )
-    p += 4 * m
-    w4, w5, w6, w7 = (
-        matrices[p : p + m],
-        matrices[p + m : p + 2 * m],
-        matrices[p + 2 * m : p + 3 * m],
-        matrices[p + 3 * m : p + 4 * m],
-    )
+    """Eight inputs from k on, times eight rows of a matrix from p on, added to x."""
+    m, w = len(x), matrices[p : p + 8 * len(x)]
+    a, b, c, d = inputs[k], inputs[k + 1], inputs[k + 2], inputs[k + 3]
+    e, f, g, h = inputs[k + 4], inputs[k + 5], inputs[k + 6], inputs[k + 7]
     for j in range(m):
-        x[j] += (x0 * w0[j] + x1 * w1[j] + x2 * w2[j] + x3 * w3[j]) + (
-            x4 * w4[j] + x5 * w5[j] + x6 * w6[j] + x7 * w7[j]
-        )
+        half = a * w[j] + b * w[j + m] + c * w[j + 2 * m] + d * w[j + 3 * m]
+        x[j] += half + (e * w[j + 4 * m] + f * w[j + 5 * m] + g * w[j + 6 * m] + h * w[j + 7 * m])
 
 
 @Part
@@ -356,7 +336,7 @@ def _multiplied(left, p, right, q, m, factor, symmetric, into):  # type: ignore[
 
 
 @Part
-def _weighted(y, i, n, unit, scale, widths, w):  # type: ignore[no-untyped-def]
+def _weighted(y, i, unit, scale, widths, w):  # type: ignore[no-untyped-def]
     """The derivative of the energy by a function's values at inner node i."""
     width, number = len(w), y.dtype.type
     before, here, after = y[i - 1, unit : unit + width], y[i, unit : unit + width], y[i + 1, unit : unit + width]
@@ -375,12 +355,13 @@ def _weighted(y, i, n, unit, scale, widths, w):  # type: ignore[no-untyped-def]
 
 
 @Part
-def derive_in_layers(program, c, widths, exact, work, b, gradient, diagonal, upper, skip, bend, bend_upper, bend_skip):  # type: ignore[no-untyped-def]
-    """The rest of the model of a chain whose activations are in the room: added to item b of what is given.
+def derive_in_layers(program, c, widths, exact, work, b, model):  # type: ignore[no-untyped-def]
+    """The rest of the model of a chain whose activations are in the room: added to item b of the models.
 
     Only diagonal blocks bend.
     """
     table = program[2]
+    gradient, diagonal, upper, skip, bend, _, _ = model
     for s in range(len(table)):
         if table[s, 5] & _LAST:
             _derive_one(program, s, c, widths, exact, work, b, gradient[b], diagonal[b], upper[b], skip[b], bend)
@@ -408,7 +389,7 @@ def slope_of(program, c, widths, work, gradient):  # type: ignore[no-untyped-def
             w, other, slope = rows[0], rows[3], rows[1]
             width, u = table[final, 1], table[final, 3]
             scale = units[2, u : u + width]
-            _weighted(values, i, n, u, scale, widths, w[:width])
+            _weighted(values, i, u, scale, widths, w[:width])
             for j in range(width):
                 w[j] *= scale[j]
             s = final
@@ -474,7 +455,7 @@ def _derive_one(program, final, c, widths, exact, work, b, gradient, diagonal, u
                     x[j] = 0
                 for k in range(0, before, 8):
                     for a in range(d):
-                        _added(frames, q + a * before + k, matrices, start + k * width, frames[p + a * width : p + (a + 1) * width])
+                        _added(frames, q + a * before + k, matrices, start + k * width, x[a * width : (a + 1) * width])
             else:
                 for j in range(d * width):
                     x[j] = matrices[start + j]
@@ -487,7 +468,7 @@ def _derive_one(program, final, c, widths, exact, work, b, gradient, diagonal, u
                 for j in range(width):
                     slope[j] *= scale[j]
             for a in range(d):
-                y = frames[p + a * width : p + (a + 1) * width]
+                y = x[a * width : (a + 1) * width]
                 for j in range(width):
                     y[j] *= slope[j]
             q, p = p, p + d * width
@@ -508,7 +489,7 @@ def _derive_one(program, final, c, widths, exact, work, b, gradient, diagonal, u
             else:
                 continue
             _multiplied(frames, whole + (i - back) % 3 * d * end, frames, here, end, factor, back == 0, into)
-        _weighted(values, i, n, unit, scale, widths, weights)
+        _weighted(values, i, unit, scale, widths, weights)
         for a in range(d):
             x, total = frames[here + a * end : here + (a + 1) * end], number(0)
             for j in range(end):
@@ -520,22 +501,21 @@ def _derive_one(program, final, c, widths, exact, work, b, gradient, diagonal, u
         for s in range(final, begin - 1, -1):
             before, width, start, u, code = table[s, 0], table[s, 1], table[s, 2], table[s, 3], table[s, 4]
             p = here if s == final else (whole if s == final - 1 else p) - d * width
-            y, rate = values[i, u : u + width], units[1, u : u + width]
-            _slopes(code, y, rate, slope[:width])
+            value, rate = values[i, u : u + width], units[1, u : u + width]
+            _slopes(code, value, rate, slope[:width])
             if code != _NONE:
-                _curves(code, y, rate, slope[:width], tiny, curve)
+                _curves(code, value, rate, slope[:width], tiny, curve)
                 if s == final:
                     for j in range(width):
                         curve[j] /= max(scale[j], tiny)
                 for j in range(width):
                     curve[j] *= w[j]
+                plain, q = (away, p - p) if code == _BUMP else (frames, p)
                 for a in range(d):
-                    x = away[a * width : (a + 1) * width] if code == _BUMP else frames[p + a * width : p + (a + 1) * width]
-                    v = turned[a * width : (a + 1) * width]
+                    x, y = plain[q + a * width : q + (a + 1) * width], turned[a * width : (a + 1) * width]
                     for j in range(width):
-                        v[j] = x[j] * curve[j]
-                right, q = (away, p - p) if code == _BUMP else (frames, p)
-                _multiplied(turned, q - q, right, q, width, one, mass == mass, bend[b, i - 1])
+                        y[j] = x[j] * curve[j]
+                _multiplied(turned, q - q, plain, q, width, one, True, bend[b, i - 1])
             for j in range(width):
                 w[j] *= slope[j]
             if s == final:

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import os
 import types
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
@@ -39,7 +40,7 @@ class Kernel:
     Parameters
     ----------
     f
-        A function of NumPy arrays and numbers that Numba can compile. It may call parts, and other kernels.
+        A function of NumPy arrays and numbers that Numba can compile. It may call parts.
     **parts
         To be called in place of those that f knows by these names.
 
@@ -55,7 +56,7 @@ class Kernel:
     [0.0, 2.0, 4.0]
     """
 
-    def __init__(self, f: Callable[..., None], **parts: Part | Kernel) -> None:
+    def __init__(self, f: Callable[..., None], **parts: Part) -> None:
         self.f, self.parts = f, parts
         functools.update_wrapper(self, f)
 
@@ -77,15 +78,29 @@ class Kernel:
         count = len(out[0])
         rest = [_array(x) for x in shared]
         arrays = [x.contiguous().numpy() for x in (*inputs, *out)]
-        parts = min(count, torch.get_num_threads(), 1 + int(count * seconds / _WORTH_A_THREAD))
-        if parts < 2:
+        threads = min(count, torch.get_num_threads(), 1 + int(count * seconds / _WORTH_A_THREAD))
+        if threads < 2:
             self._compiled(*arrays, *rest)
             return
-        cuts = [count * i // parts for i in range(parts + 1)]
-        pieces = [[x[i:j] for x in arrays] for i, j in itertools.pairwise(cuts)]
-        jobs = [_threads(os.getpid()).submit(self._compiled, *piece, *rest) for piece in pieces[1:]]
+        pieces = min(
+            count, max(threads, min(8 * threads, int(count * seconds / _WORTH_A_THREAD)), int(count * seconds))
+        )
+        cuts = deque(itertools.pairwise([count * i // pieces for i in range(pieces + 1)]))
+
+        def work() -> None:
+            try:
+                while cuts:  # whoever is done takes the next piece
+                    i, j = cuts.popleft()
+                    self._compiled(*(x[i:j] for x in arrays), *rest)
+            except IndexError:
+                pass  # another one took it
+            except BaseException:
+                cuts.clear()
+                raise
+
+        jobs = [_threads(os.getpid()).submit(work) for _ in range(threads - 1)]
         try:
-            self._compiled(*pieces[0], *rest)
+            work()
         finally:
             wait(jobs)
         for job in jobs:
@@ -123,7 +138,7 @@ class Part:
     """
 
     def __init__(self, f: Callable[..., Any]) -> None:
-        self.f, self.parts = f, dict[str, Part | Kernel]()
+        self.f, self.parts = f, dict[str, Part]()
         functools.update_wrapper(self, f)
 
     def __call__(self, *args: Any) -> Any:
@@ -151,16 +166,16 @@ def _joined(whole: Kernel | Part) -> Callable[..., Any]:
 
 
 @functools.cache
-def _compiled_part(part: Kernel | Part) -> Any:
+def _compiled_part(part: Part) -> Any:
     import numba
 
     return numba.njit(**_COMPILING)(_joined(part))
 
 
-def _parts(f: Callable[..., Any]) -> dict[str, Kernel | Part]:
+def _parts(f: Callable[..., Any]) -> dict[str, Part]:
     """What a kernel calls, by the names it has there."""
     known = {name: f.__globals__.get(name) for name in f.__code__.co_names}
-    return {name: part for name, part in known.items() if isinstance(part, Kernel | Part)}
+    return {name: part for name, part in known.items() if isinstance(part, Part)}
 
 
 def _mark(whole: Kernel | Part) -> str:

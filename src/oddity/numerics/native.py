@@ -120,7 +120,12 @@ class Kernel:
 
 
 class Part:
-    """A function that kernels of the same module call, and that is compiled with them.
+    """A function that kernels and other parts call, and that is compiled with them.
+
+    Parameters
+    ----------
+    f, **parts
+        As for a :class:`Kernel`.
 
     Examples
     --------
@@ -137,8 +142,8 @@ class Part:
     [2.0, 2.0]
     """
 
-    def __init__(self, f: Callable[..., Any]) -> None:
-        self.f, self.parts = f, dict[str, Part]()
+    def __init__(self, f: Callable[..., Any], **parts: Part) -> None:
+        self.f, self.parts = f, parts
         functools.update_wrapper(self, f)
 
     def __call__(self, *args: Any) -> Any:

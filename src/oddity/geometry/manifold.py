@@ -442,7 +442,7 @@ class Manifold(abc.ABC):
 
     def _steps_at(self, c: Tensor, strides: tuple[int, ...]) -> list[Tensor]:
         """Length of each step over every s-th node, for each stride s: ``(B, n+1, d) -> (B, n/s)``."""
-        size = max(1, 8 * _POINTS_AT_A_TIME // c.shape[1])  # memory stays bounded
+        size = max(1, 8 * self._points_at_a_time() // c.shape[1])  # memory stays bounded
         steps = [c.new_empty(len(c), (c.shape[1] - 1) // s) for s in strides]
         for at in range(0, len(c), size):  # filled in place: small results between large ones fragment the heap
             part = c[at : at + size]

@@ -13,7 +13,8 @@ from oddity.geometry.manifold import Curving, Manifold
 from oddity.numerics.autodiff import Differential
 from oddity.numerics.chain import ChainModel, energy_of_values, model_from_blocks, model_from_expansion
 from oddity.numerics.expansion import Expansion, PulledValue, gram, pull
-from oddity.numerics.layered import LayeredProgram, program_of
+from oddity.numerics.layered import LayeredProgram, program_of, squares_in_layers
+from oddity.numerics.native import serves
 from oddity.numerics.networks import has_parts, outputs_of, parts_of
 from oddity.numerics.reduction import reduced
 
@@ -136,7 +137,7 @@ class Pullback(Manifold):
     def _sketch(self, z: Tensor, whiten: Tensor, tolerance: float) -> Manifold:
         form = self.differential.closed_form
         small = reduced(form, z, whiten, tolerance) if form is not None and self.ambient is None else None
-        return self if small is None else Pullback(small.values, expansion=small)
+        return self if small is None else _Sketch(small.values, expansion=small)
 
     def _program(self) -> LayeredProgram | None:
         stages = self.differential.stages() if self.ambient is None and self._keeps("chain_model") else None
@@ -226,6 +227,16 @@ class Pullback(Manifold):
     def __repr__(self) -> str:
         inside = self.differential.name + ("" if self.ambient is None else f", {self.ambient}")
         return f"Pullback({inside})"
+
+
+class _Sketch(Pullback):
+    """The stand-in for a pull-back: so cheap that calls of PyTorch would be most of the price of its lengths."""
+
+    def _squares(self, c: Tensor, strides: tuple[int, ...]) -> list[Tensor]:
+        program = self._program() if serves(c) else None
+        if program is None or program.units.dtype != c.dtype:
+            return super()._squares(c, strides)
+        return [squares_in_layers(program, c, stride) for stride in strides]
 
 
 def _flat_slope(pulling: Callable[[Tensor], PulledValue], c: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:

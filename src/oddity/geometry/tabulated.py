@@ -8,7 +8,8 @@ from torch import Tensor
 from oddity.geometry.manifold import Manifold, in_chart
 from oddity.numerics.bicubic import BicubicSpline
 from oddity.numerics.chain import ChainModel
-from oddity.numerics.elements import TableProgram, first_momentum, model_from_root
+from oddity.numerics.elements import TableProgram, first_momentum, model_from_root, squares_in_table
+from oddity.numerics.native import serves
 
 __all__ = ["Tabulated", "tabulated"]
 
@@ -66,6 +67,12 @@ class Tabulated(Manifold):
     def chain_model(self, c: Tensor, widths: Tensor, *, exact: bool = False) -> ChainModel:
         """Quadratic model of an energy of fourth order, by the derivatives of the splines."""
         return self._by_chunks(c, widths, lambda c, h: model_from_root(self._roots(c, 2 if exact else 1), c, h))
+
+    def _squares(self, c: Tensor, strides: tuple[int, ...]) -> list[Tensor]:
+        program = self._program()
+        if not serves(c, program.rows) or c.dtype != program.rows.dtype:
+            return super()._squares(c, strides)
+        return [squares_in_table(program, c, stride) for stride in strides]
 
     def _program(self) -> TableProgram:
         spline = self.spline

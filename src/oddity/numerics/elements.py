@@ -25,6 +25,7 @@ __all__ = [
     "first_momentum",
     "model_from_root",
     "room_in_table",
+    "squares_in_table",
 ]
 
 
@@ -201,6 +202,31 @@ def derive_in_table(_program, _c, _widths, _exact, work, b, model):  # type: ign
     gradient, diagonal, upper, skip, bend, bend_upper, bend_skip = model
     gradient[b], diagonal[b], upper[b], skip[b] = slope[0], diagonals[0], uppers[0], skips[0]
     bend[b], bend_upper[b], bend_skip[b] = diagonals[1], uppers[1], skips[1]
+
+
+@Kernel
+def _squared(c, squares, stride, program):  # type: ignore[no-untyped-def]
+    """Squares of the steps over every so many nodes of chains, by the root at their middles."""
+    n, half = squares.shape[1], c.dtype.type(0.5)
+    middles, root = np.empty((n, 2), c.dtype), np.empty((n, 3, 1, 1), c.dtype)
+    for b in range(len(c)):
+        for i in range(n):
+            for a in range(2):
+                middles[i, a] = half * (c[b, i * stride, a] + c[b, (i + 1) * stride, a])
+        evaluated(middles, root, program[0], program[1], program[2], program[3], program[4])
+        for i in range(n):
+            u = c[b, (i + 1) * stride, 0] - c[b, i * stride, 0]
+            v = c[b, (i + 1) * stride, 1] - c[b, i * stride, 1]
+            x = root[i, 0, 0, 0] * u + root[i, 1, 0, 0] * v
+            y = root[i, 1, 0, 0] * u + root[i, 2, 0, 0] * v
+            squares[b, i] = x * x + y * y
+
+
+def squares_in_table(program: TableProgram, c: Tensor, stride: int) -> Tensor:
+    """Squared lengths of the steps over every so many nodes of chains: ``(B, n+1, 2) -> (B, n/stride)``."""
+    squares = c.new_empty(len(c), (c.shape[1] - 1) // stride)
+    _squared(c, out=(squares,), shared=(stride, tuple(program)), seconds=squares.shape[1] * _SECONDS)
+    return squares
 
 
 def _in_torch(S: Tensor, c: Tensor, widths: Tensor) -> ChainModel:

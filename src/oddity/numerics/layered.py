@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oddity.numerics.native import Part
+from oddity.numerics.native import Kernel, Part
 from oddity.numerics.stages import ACTIVATIONS, Stage
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "program_of",
     "room_in_layers",
     "slope_of",
+    "squares_in_layers",
 ]
 
 _NONE, _TANH, _SIGMOID, _SOFTPLUS, _ROOT, _BUMP = range(len(ACTIVATIONS))
@@ -241,11 +242,10 @@ def _curves(code, y, rate, slope, tiny, curve):  # type: ignore[no-untyped-def]
 
 
 @Part
-def energy_in_layers(program, c, widths, _exact, work):  # type: ignore[no-untyped-def]
-    """The energy of fourth order of one chain ``(n+1, d)``; the activations at its nodes stay in the room."""
+def _run(program, z, y, rows):  # type: ignore[no-untyped-def]
+    """The activations ``(N, S)`` at points ``(N, d)``."""
     matrices, units, table = program
-    n, number, y = len(widths), c.dtype.type, work[0]
-    for i in range(n + 1):
+    for i in range(len(z)):
         for s in range(len(table)):
             before, width, start, unit, code, place = table[s]
             x, bias, rate = y[i, unit : unit + width], units[0, unit : unit + width], units[1, unit : unit + width]
@@ -253,23 +253,31 @@ def energy_in_layers(program, c, widths, _exact, work):  # type: ignore[no-untyp
                 for j in range(width):
                     x[j] = 0
                 for a in range(before):
-                    z, row = c[i, a], matrices[start + a * width : start + (a + 1) * width]
+                    at, row = z[i, a], matrices[start + a * width : start + (a + 1) * width]
                     for j in range(width):
-                        x[j] += (z - row[j]) * (z - row[j])
+                        x[j] += (at - row[j]) * (at - row[j])
             elif place & _FIRST:
                 for j in range(width):
                     x[j] = bias[j]
                 for a in range(before):
-                    z, row = c[i, a], matrices[start + a * width : start + (a + 1) * width]
+                    at, row = z[i, a], matrices[start + a * width : start + (a + 1) * width]
                     for j in range(width):
-                        x[j] += z * row[j]
+                        x[j] += at * row[j]
             else:
                 for j in range(width):
                     x[j] = bias[j]
                 inputs = y[i, unit - before : unit]
                 for k in range(0, before, 8):
                     _added(inputs, k, matrices, start + k * width, x)
-            _activated(code, x, rate, work[4][1], work[4][2])
+            _activated(code, x, rate, rows[1], rows[2])
+
+
+@Part
+def energy_in_layers(program, c, widths, _exact, work):  # type: ignore[no-untyped-def]
+    """The energy of fourth order of one chain ``(n+1, d)``; the activations at its nodes stay in the room."""
+    _, units, table = program
+    n, number, y = len(widths), c.dtype.type, work[0]
+    _run(program, c, y, work[4])
     total = number(0)
     for s in range(len(table)):
         if not table[s, 5] & _LAST:
@@ -287,6 +295,34 @@ def energy_in_layers(program, c, widths, _exact, work):  # type: ignore[no-untyp
             first, second = widths[i - 1], widths[i]
             total += one / first + two / second - number(0.25) * both / (first + second)
     return number(2 / 3) * total
+
+
+@Kernel
+def _squared(c, squares, stride, program):  # type: ignore[no-untyped-def]
+    """Squares of the steps over every so many nodes of chains."""
+    _, units, table = program
+    y, rows = np.empty((squares.shape[1] + 1, units.shape[1]), c.dtype), np.empty((3, units.shape[1]), c.dtype)
+    for b in range(len(c)):
+        _run(program, c[b, ::stride], y, rows)
+        for i in range(squares.shape[1]):
+            total = c.dtype.type(0)
+            for s in range(len(table)):
+                width, unit = table[s, 1], table[s, 3]
+                if table[s, 5] & _LAST:
+                    p, q = y[i, unit : unit + width], y[i + 1, unit : unit + width]
+                    scale = units[2, unit : unit + width]
+                    for j in range(width):
+                        r = scale[j] * (q[j] - p[j])
+                        total += r * r
+            squares[b, i] = total
+
+
+def squares_in_layers(program: LayeredProgram, c: Tensor, stride: int) -> Tensor:
+    """Squared lengths of the steps over every so many nodes of chains: ``(B, n+1, d) -> (B, n/stride)``."""
+    squares = c.new_empty(len(c), (c.shape[1] - 1) // stride)
+    seconds = 1e-11 * squares.shape[1] * len(program.matrices)
+    _squared(c, out=(squares,), shared=(stride, tuple(program)), seconds=seconds)
+    return squares
 
 
 @Part

@@ -10,6 +10,7 @@ References: Nocedal and Wright, "Numerical Optimization", 2006, sections 4.1 and
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -562,8 +563,10 @@ def _tamed(slope: Tensor, c: Tensor) -> Tensor:
 
 def _evenness(size: Tensor) -> Tensor:
     """From 1, where chords ``(*, n)`` around a node are within a factor of two, to 0 from six on: ``-> (*, n+1)``."""
-    around = torch.cat([size[..., :1], size[..., :1], size, size[..., -1:], size[..., -1:]], -1).unfold(-1, 4, 1)
-    ratio = around.amin(-1) / around.amax(-1).clamp(min=torch.finfo(size.dtype).tiny)
+    padded = torch.cat([size[..., :1], size[..., :1], size, size[..., -1:], size[..., -1:]], -1)
+    around = [padded[..., i : padded.shape[-1] - 3 + i] for i in range(4)]  # slice by slice: amin of windows is slow
+    least, most = (functools.reduce(f, around) for f in (torch.minimum, torch.maximum))
+    ratio = least / most.clamp(min=torch.finfo(size.dtype).tiny)
     return (3 * ratio - 0.5).clamp(0, 1)
 
 

@@ -123,87 +123,72 @@ PASSES = ["__call__", "expand", "tangents", "push", "pull", "curvature", "second
 
 
 def share_of_engine(M: oddity.Manifold, roads: oddity.Roadmap, a: torch.Tensor, b: torch.Tensor) -> dict[str, object]:
-    """Share of the time outside of the decoder's forward and derivative passes, in one batch.
+    """Share of the time outside of forward and derivative passes of the decoder and its sketch, in one batch.
 
-    Calls of the decoder from Python are timed. Inside of compiled loops no clock is read: what is asked for twice there
-    takes so much longer.
+    Calls from Python are timed. Inside of compiled loops no clock is read: if the passes are made twice there, to the
+    same end, all takes so much longer.
     """
     usual = descent._solved_under_layers, descent._solved_in_table
-    variants = {"usual": usual, "passes twice": (kernel(PASSES_TWICE), kernel(PASSES_TWICE | in_table()))}
-    variants["products twice"] = (kernel(PRODUCTS_TWICE), kernel(PRODUCTS_TWICE | in_table()))
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    outside = []
+    twice = Kernel(descent._solved, **TWICE), Kernel(descent._solved, **descent._solved_in_table.parts | OWN_TWICE)
+    totals: dict[bool, list[float]] = {False: [], True: []}
+    from_python = []
     try:
         for turn in range(1 + REPEATS):
-            for name, kernels in variants.items():
-                descent._solved_under_layers, descent._solved_in_table = kernels
+            for doubled in (False, True):
+                descent._solved_under_layers, descent._solved_in_table = twice if doubled else usual
                 with watched(Differential, [name for name in PASSES if hasattr(Differential, name)]) as clock:
                     begin = time.perf_counter()
-                    M.geodesic(a, b, init=roads)
+                    M.geodesic(*((a, b) if turn else (a[:4], b[:4])), init=roads)  # the first compiles
                     total = time.perf_counter() - begin
-                if turn:  # the first compiles
-                    seconds[name].append(total)
-                    outside += [clock.seconds] if name == "usual" else []
+                if turn:
+                    totals[doubled].append(total)
+                    from_python += [] if doubled else [clock.seconds]
     finally:
         descent._solved_under_layers, descent._solved_in_table = usual
-    total, passes, products = (statistics.median(seconds[name]) for name in variants)
-    inside = statistics.median(outside) + passes - products
+    total = statistics.median(totals[False])
+    in_passes = statistics.median(from_python) + statistics.median(totals[True]) - total
     return {
         "share_batch": len(a),
         "share_total_seconds": round(total, 3),
-        "share_in_decoder_passes_seconds": round(inside, 3),
-        "share_outside_decoder_passes_percent": round(100 * (1 - inside / total), 1),
+        "share_in_decoder_passes_seconds": round(in_passes, 3),
+        "share_outside_decoder_passes_percent": round(100 * (1 - in_passes / total), 1),
     }
 
 
-REPEATS = 5
+REPEATS = 3
 
 
-def kernel(parts: dict[str, Part]) -> Kernel:
-    return Kernel(descent._solved, **parts)
+def _run_twice(program, z, y, rows):
+    _run(program, z, y, rows)
+    _run(program, z, y, rows)
 
 
-def in_table() -> dict[str, Part]:
-    """What a table has of its own: it is not the decoder, and read once."""
-    return dict(descent._solved_in_table.parts)
+def _framed_twice(program, begin, final, z, y, frames, here, away, slope):
+    _framed(program, begin, final, z, y, frames, here, away, slope)
+    _framed(program, begin, final, z, y, frames, here, away, slope)
 
 
-def _values_twice(program, c, widths, exact, work):
-    energy_in_layers(program, c, widths, exact, work)
-    return energy_in_layers(program, c, widths, exact, work)
+def _bent_twice(program, begin, final, y, work, whole, here, bend):
+    before, weights = bend.copy(), work[4][0].copy()
+    _bent(program, begin, final, y, work, whole, here, bend)
+    bend[:] = before
+    work[4][0][:] = weights
+    _bent(program, begin, final, y, work, whole, here, bend)
 
 
-def _derived_twice(program, c, widths, exact, work, b, model):
-    derive_in_layers(program, c, widths, exact, work, b, model)
-    _cleared(b, model)
-    derive_in_layers(program, c, widths, exact, work, b, model)
+def _pulled_twice(program, final, z, y, rows, into):
+    before, weights = into.copy(), rows[0].copy()
+    _pulled(program, final, z, y, rows, into)
+    into[:] = before
+    rows[0][:] = weights
+    _pulled(program, final, z, y, rows, into)
 
 
-def _slope_twice(program, c, widths, work, gradient):
-    slope_of(program, c, widths, work, gradient)
-    for i in range(len(gradient)):
-        for a in range(gradient.shape[1]):
-            gradient[i, a] = 0
-    slope_of(program, c, widths, work, gradient)
-
-
-def _products_twice(left, p, right, q, m, factor, symmetric, into):
-    if factor != 1:  # those of the decoder's own Hessian are passes
-        factor = left.dtype.type(0.5) * factor
-        _multiplied(left, p, right, q, m, factor, symmetric, into)
-    _multiplied(left, p, right, q, m, factor, symmetric, into)
-
-
-energy_in_layers, derive_in_layers, slope_of = layered.energy_in_layers, layered.derive_in_layers, layered.slope_of
-_multiplied, _cleared = layered._multiplied, descent._cleared
-PASSES_TWICE = {
-    "energy_in_layers": Part(_values_twice),
-    "energy_of": Part(_values_twice),
-    "slope_of": Part(_slope_twice),
-    "derive": Part(_derived_twice),
-}
-_one_derived = Part(layered._derive_one.f, _multiplied=Part(_products_twice))
-PRODUCTS_TWICE = {"derive": Part(layered.derive_in_layers.f, _derive_one=_one_derived)}
+_run, _framed, _bent, _pulled = layered._run, layered._framed, layered._bent, layered._pulled
+_values = Part(layered.energy_in_layers.f, _run=Part(_run_twice))
+_one = Part(layered._derived.f, _framed=Part(_framed_twice), _bent=Part(_bent_twice))
+OWN_TWICE = {"energy_in_layers": _values, "slope_of": Part(layered.slope_of.f, _pulled=Part(_pulled_twice))}
+TWICE = OWN_TWICE | {"energy_of": _values, "derive": Part(layered.derive_in_layers.f, _derived=_one)}
 
 
 # -- one pair, both ways, all pairs ----------------------------------------------------------------------------------

@@ -2,13 +2,17 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import oddity
-from oddity.numerics import descent, layered
-from oddity.numerics.chain import ChainProblem, ChainSolution, solve_chain
+from oddity.geometry import pullback, tabulated
+from oddity.geometry.manifold import Manifold, Sum
+from oddity.geometry.tabulated import Tabulated
+from oddity.numerics import descent, layered, native
+from oddity.numerics.chain import ChainModel, ChainProblem, ChainSolution, solve_chain
 from oddity.numerics.descent import Guided, solve
 from oddity.numerics.native import Kernel
 from oddity.numerics.stages import ACTIVATIONS, largest_exponent
@@ -61,7 +65,10 @@ PROBLEMS: dict[str, tuple[int, ChainProblem]] = {
     "tanh": (2, oddity.Pullback(network(2, 20, nn.Tanh(), 33))),
     "sigmoid at the end": (3, oddity.Pullback(network(3, 20, nn.Tanh(), 5, nn.Sigmoid()))),
     "softplus": (1, oddity.Pullback(network(1, 8, nn.Softplus(2.0), 17, nn.Softplus(), 4))),
-    "rows of layers": (5, oddity.Pullback(network(5, 6, 8, nn.Identity(), nn.Tanh(), nn.Sigmoid(), 9, nn.Softplus()))),
+    "rows of layers": (
+        5,
+        oddity.Pullback(network(5, 6, 8, nn.Identity(), nn.Tanh(), 7, nn.Sigmoid(), 9, nn.Softplus())),
+    ),
     "bumps": (4, deviation(4, 12)),
     "sum": (3, 2.5 * oddity.Pullback(network(3, 20, nn.Tanh(), 40)) + (deviation(3, 12) + deviation(3, 5)) / 2),
     "table": (2, table()),
@@ -108,7 +115,8 @@ def test_compiled_or_not_the_steps_are_the_same(name: str, n: int) -> None:
 
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("name", ["sum", "table", "guided by layers", "guided by a table"])
-def test_companions_and_threads_leave_no_trace(name: str) -> None:
+def test_companions_and_threads_leave_no_trace(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_WORTH_A_THREAD", 1e-12)  # all that there are are used
     d, problem = PROBLEMS[name]
     c, widths = chains(d, 8, count=9)
     before = torch.get_num_threads()
@@ -123,6 +131,7 @@ def test_companions_and_threads_leave_no_trace(name: str) -> None:
     for picked, some in found:
         assert torch.equal(some.points, found[0][1].points[picked])
         assert torch.equal(some.decrement, found[0][1].decrement[picked])
+        assert torch.equal(some.iterations, found[0][1].iterations[picked])
 
 
 @pytest.mark.usefixtures("compiled")
@@ -144,6 +153,8 @@ def test_what_cannot_be_solved_gets_the_same_sentence() -> None:
     a, b = both(M, c, widths, max_iterations=7, spent=spent, tolerance=1e-15)
     assert a.why == b.why
     assert a.iterations.tolist() == b.iterations.tolist()
+    torch.testing.assert_close(a.energy, b.energy, equal_nan=True)
+    torch.testing.assert_close(a.decrement, b.decrement, rtol=1e-2, atol=0.0)
     assert a.points[0].isnan().any()
     net = network(2, 3)
     net[0].weight[:] = 0  # nothing costs anything
@@ -160,14 +171,37 @@ def test_what_loops_do_not_know_is_solved_in_pytorch(monkeypatch: pytest.MonkeyP
     known = oddity.Pullback(network(2, 7))
 
     class Own(oddity.Pullback):
-        def chain_model(self, c: Tensor, widths: Tensor, *, exact: bool = False) -> object:
+        def chain_model(self, c: Tensor, widths: Tensor, *, exact: bool = False) -> ChainModel:
             return super().chain_model(c, widths, exact=exact)
 
+    class OwnSum(Sum):
+        def chain_model(self, c: Tensor, widths: Tensor, *, exact: bool = False) -> ChainModel:
+            return super().chain_model(c, widths, exact=exact)
+
+    class OwnTable(Tabulated):
+        def chain_model(self, c: Tensor, widths: Tensor, *, exact: bool = False) -> ChainModel:
+            return super().chain_model(c, widths, exact=exact)
+
+    of_its_own = OwnTable(
+        torch.eye(2, dtype=torch.float64).expand(9, 9, 2, 2), *torch.tensor([[-9.0] * 2, [9.0] * 2]).double()
+    )
+    unknown = [network(2, 7, nn.Tanh(), nn.Sigmoid()), network(2, 7, nn.Softplus(threshold=5.0))]
     c, widths = chains(2, 4)
     with torch.no_grad():
-        for M in (oddity.Pullback(images), oddity.Euclidean(), known + oddity.Euclidean(), Own(network(2, 7))):
+        for M in (
+            oddity.Pullback(images),
+            oddity.Euclidean(),
+            known + oddity.Euclidean(),
+            Own(network(2, 7)),
+            OwnSum(known, known),
+            2 * OwnSum(known, known),
+            of_its_own,
+            *map(oddity.Pullback, unknown),
+        ):
             solve(M, c, widths)
             assert seen.pop() is M
+        assert descent._programs(oddity.Pullback(network(2, 7, dtype=torch.float32)), c) is None
+        assert descent._programs(oddity.Pullback(network(3, 7)), c) is None
         solve(known, c[:0], widths[:0])
         assert seen.pop() is known
         solve(known, c, widths)
@@ -176,6 +210,30 @@ def test_what_loops_do_not_know_is_solved_in_pytorch(monkeypatch: pytest.MonkeyP
     assert seen.pop() is known
 
 
+@pytest.mark.usefixtures("compiled")
+def test_chains_of_any_layout_are_solved() -> None:
+    M, (c, widths) = oddity.Pullback(network(2, 20, nn.Tanh(), 30)), chains(2, 8)
+    a, b = both(M, c.transpose(0, 1).contiguous().transpose(0, 1), widths.mT.contiguous().mT, tolerance=1e-9)
+    torch.testing.assert_close(a.points, b.points)
+
+
+@pytest.mark.parametrize("name", ["sketch", "table"])
+def test_lengths_compiled_or_not_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    d, M = PROBLEMS[name]
+    assert isinstance(M, Manifold)
+    c, _ = chains(d, 12)
+    with torch.no_grad():
+        compiled = M._squares(c, (1, 2, 3))
+        for module in (pullback, tabulated):
+            monkeypatch.setattr(module, "serves", lambda *_: False)
+        known = M._squares(c, (1, 2, 3))
+    for a, b, n in zip(compiled, known, (12, 6, 4), strict=True):
+        assert a.shape == b.shape == (5, n)
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=0.0)
+        assert not torch.equal(a, b), "both ways are the same one"
+
+
+@pytest.mark.usefixtures("compiled")
 def test_a_network_that_has_changed_is_seen_as_it_is() -> None:
     net = network(2, 20, nn.Tanh(), 30)
     M, (c, widths) = oddity.Pullback(net), chains(2, 8)
@@ -189,11 +247,11 @@ def test_a_network_that_has_changed_is_seen_as_it_is() -> None:
 
 
 def _applied(x, y, first, second, code, rate):  # type: ignore[no-untyped-def]
-    f, p = y.copy(), y.copy()
+    rows = np.empty((3, x.shape[1]), y.dtype)
     for b in range(len(x)):
         for j in range(x.shape[1]):
             y[b, j] = x[b, j]
-        _activated(code, y[b], rate, f[b], p[b])
+        _activated(code, y[b], rate, rows)
         _slopes(code, y[b], rate, first[b])
         _curves(code, y[b], rate, first[b], y.dtype.type(1e-19), second[b])
 
@@ -241,6 +299,7 @@ def test_activations_far_out_and_of_no_number(dtype: torch.dtype) -> None:
         applied(x, out=(y, first, second), shared=(ACTIVATIONS.index(name), rate))
         torch.testing.assert_close(y, EXACT[name](x, 1.0), equal_nan=True, atol=1e-37, rtol=1e-6)
         assert bool(y[0, -1].isnan() & first[0, -1].isnan())
+        assert bool(second[0, :-1].isfinite().all()), "what is multiplied with it is zero"
     y, first, second = torch.empty(1, 3, dtype=dtype), torch.empty(1, 3, dtype=dtype), torch.empty(1, 3, dtype=dtype)
     x = torch.tensor([[0.0, 2 * end, torch.nan]], dtype=dtype)
     applied(x, out=(y, first, second), shared=(ACTIVATIONS.index("bump"), rate[:3]))

@@ -1,10 +1,14 @@
 """Compiled loops: shared among threads without a trace in the numbers, and nothing lost on the way."""
 
+import subprocess
+import sys
+
 import numba
 import pytest
 import torch
 
-from oddity.numerics.native import Kernel, serves
+from oddity.numerics import descent, native
+from oddity.numerics.native import Kernel, Part, serves
 
 
 @Kernel
@@ -46,18 +50,73 @@ def test_inputs_of_any_layout_are_read_and_results_of_another_are_refused() -> N
         scaled_squares(x, out=(torch.zeros(50, 2)[:, 0],), shared=(1.0,))
 
 
-def test_an_error_in_a_thread_is_not_swallowed(threads) -> None:
-    def picky(x, y):  # type: ignore[no-untyped-def]
-        for i in range(len(x)):
-            if x[i] < 0:
-                raise ValueError("below zero")
-            y[i] = x[i]
+def below_zero(x, y):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        if x[i] < 0:
+            raise ValueError("below zero")
+        y[i] = x[i]
 
-    threads(2)
+
+def beyond_its_end(x, y):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        if x[i] < 0:
+            raise IndexError("beyond its end")
+        y[i] = x[i]
+
+
+@pytest.mark.parametrize(("picky", "error"), [(below_zero, ValueError), (beyond_its_end, IndexError)])
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("place", [0, 7])
+def test_an_error_in_a_thread_is_not_swallowed(picky, error, number: int, place: int, threads) -> None:
+    threads(number)
     x = torch.ones(10)
-    x[7] = -1
-    with pytest.raises(ValueError, match="below zero"):
+    x[place] = -1
+    with pytest.raises(error, match=picky.__name__.replace("_", " ")):
         Kernel(picky)(x, out=(torch.empty(10),), seconds=1.0)
+
+
+def test_after_an_error_the_rest_is_left(threads) -> None:
+    threads(1)
+    x, y = torch.ones(10), torch.zeros(10)
+    x[4] = -1
+    with pytest.raises(ValueError, match="below zero"):
+        Kernel(below_zero)(x, out=(y,), seconds=1.0)  # so dear that each item is a piece of its own
+    assert y.tolist() == [1] * 4 + [0] * 6
+
+
+FACTOR = 2.0
+
+
+@Part
+def times_factor(x):  # type: ignore[no-untyped-def]
+    return FACTOR * x
+
+
+def multiplied(x, y):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        y[i] = times_factor(x[i])
+
+
+def test_code_is_kept_while_all_that_it_is_made_of_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba looks at the kernel's own file alone; constants and parts are frozen into its code."""
+    y = torch.empty(2)
+    Kernel(multiplied)(torch.ones(2), out=(y,))
+    assert y.tolist() == [2, 2]
+    Kernel(multiplied, times_factor=Part(lambda x: -x))(torch.ones(2), out=(y,))
+    assert y.tolist() == [-1, -1]
+    mark = native._mark(Kernel(multiplied))
+    assert mark == native._mark(Kernel(multiplied))
+    marks = {native._mark(Kernel(multiplied, times_factor=Part(f))) for f in (lambda x: abs(x), lambda x: float(x))}
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "FACTOR", 3.0)
+        marks.add(native._mark(Kernel(multiplied)))
+    assert len(marks | {mark}) == 4, "another name, another constant: another mark"
+
+
+def test_code_is_found_again_by_another_process() -> None:
+    show = "from oddity.numerics import descent as d, native as n; print(n._mark(d._solved_under_layers))"
+    found = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True).stdout
+    assert found.strip() == native._mark(descent._solved_under_layers)
 
 
 def test_without_a_folder_for_its_code_a_kernel_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

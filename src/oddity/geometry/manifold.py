@@ -829,6 +829,8 @@ class Sum(Manifold):
         return first
 
     def _program(self) -> Program | None:
+        if type(self).chain_model is not Sum.chain_model:  # a subclass has an energy of its own
+            return None
         programs = [part._program() for part in self.parts]
         layered = [program for program in programs if isinstance(program, LayeredProgram)]
         return functools.reduce(LayeredProgram.plus, layered) if len(layered) == len(programs) else None
@@ -953,7 +955,7 @@ class Scaled(Manifold):
         return self.base.chain_model(c, widths, exact=exact).times(self.factor)
 
     def _program(self) -> Program | None:
-        program = self.base._program()
+        program = self.base._program() if type(self).chain_model is Scaled.chain_model else None
         return program.times(self.factor) if isinstance(program, LayeredProgram) else None
 
     def _chain_slope(self, c: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:

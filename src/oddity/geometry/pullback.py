@@ -234,9 +234,9 @@ class _Sketch(Pullback):
 
     def _squares(self, c: Tensor, strides: tuple[int, ...]) -> list[Tensor]:
         program = self._program() if serves(c) else None
-        if program is None or program.units.dtype != c.dtype:
-            return super()._squares(c, strides)
-        return [squares_in_layers(program, c, stride) for stride in strides]
+        if program is not None and program.fits(c):
+            return squares_in_layers(program, c, strides)
+        return super()._squares(c, strides)
 
 
 def _flat_slope(pulling: Callable[[Tensor], PulledValue], c: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:

@@ -70,11 +70,13 @@ class Tabulated(Manifold):
 
     def _squares(self, c: Tensor, strides: tuple[int, ...]) -> list[Tensor]:
         program = self._program()
-        if not serves(c, program.rows) or c.dtype != program.rows.dtype:
-            return super()._squares(c, strides)
-        return [squares_in_table(program, c, stride) for stride in strides]
+        if program is not None and serves(c) and program.fits(c):
+            return [squares_in_table(program, c, stride) for stride in strides]
+        return super()._squares(c, strides)
 
-    def _program(self) -> TableProgram:
+    def _program(self) -> TableProgram | None:
+        if type(self).chain_model is not Tabulated.chain_model:
+            return None
         spline = self.spline
         return TableProgram(spline.rows, spline.weights, spline.low, spline.steps, spline.last)
 

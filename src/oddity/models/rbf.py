@@ -534,7 +534,7 @@ class _StdForm:
     def pulling(self, z: Tensor) -> PulledValue:
         return self.network._pulling_std(z)
 
-    def stages(self) -> list[Stage]:
+    def _stages(self) -> list[Stage]:
         whole = self.network
         bumps = Stage(whole.centres.mT, activation="bump", rate=whole.bandwidths)
         return [bumps, Stage(whole.weight.mT, whole.zeta, "root")]

@@ -480,7 +480,7 @@ class Differential:
 
     def stages(self) -> Sequence[Stage] | None:
         """The function's stages, see :class:`~oddity.numerics.stages.Layered`, where it has them."""
-        return self._expansion.stages() if isinstance(self._expansion, Layered) else None
+        return self._expansion._stages() if isinstance(self._expansion, Layered) else None
 
     def _vjp(self, z: Tensor, w: Tensor) -> Tensor:
         pulled: tuple[Tensor] = vjp(self._flat, z)[1](w)

@@ -26,7 +26,14 @@ from oddity.numerics.chain import (
     sentences,
     solve_chain,
 )
-from oddity.numerics.elements import TableProgram, coupled_in_table, derive_in_table, energy_in_table, room_in_table
+from oddity.numerics.elements import (
+    TableProgram,
+    copied,
+    coupled_in_table,
+    derive_in_table,
+    energy_in_table,
+    room_in_table,
+)
 from oddity.numerics.layered import (
     LayeredProgram,
     coupled_in_layers,
@@ -106,16 +113,16 @@ def solve(
     tol = torch.finfo(start.dtype).eps ** 0.75 if tolerance is None else tolerance
     iterations = torch.zeros(B, dtype=torch.long)
     allowed = max_iterations - (iterations if spent is None else spent)
-    points, energy, decrement = torch.empty_like(start), start.new_zeros(B), start.new_zeros(B)
+    points, energy, decrement = start.new_empty(start.shape), start.new_zeros(B), start.new_zeros(B)
     status = torch.full((B,), Status.RUNNING)
-    keep_freed_memory(start.device)
+    keep_freed_memory(start.device)  # PyTorch will measure what is found
     kernel = _solved_under_layers if isinstance(program, LayeredProgram) else _solved_in_table
     kernel(
         start,
         h,
         allowed,
         out=(points, energy, decrement, iterations, status),
-        shared=(tuple(metric), tuple(program), tol, damping, exact),
+        shared=(tuple(metric), tuple(program), tol, torch.finfo(start.dtype).tiny, damping, exact),
         seconds=_STEPS * (metric.seconds(n, d) + program.seconds(n, d)),
     )
     why = sentences(status, decrement, max_iterations)
@@ -129,16 +136,19 @@ def _programs(problem: ChainProblem, start: Tensor) -> tuple[LayeredProgram, Pro
     """The program of the energy and its gradient, empty where the other one gives them too, and that of the Hessian."""
     own, guide = problem if isinstance(problem, Guided) else (None, problem)
     metric, program = (x._program() if isinstance(x, Programmed) else None for x in (own, guide))
-    if program is None or program[0].dtype != start.dtype:
+    if program is None or not program.fits(start):
         return None
     if own is None:
         return nothing(start), program
-    known = isinstance(metric, LayeredProgram) and metric.matrices.dtype == start.dtype
-    return (metric, program) if known else None
+    return (metric, program) if isinstance(metric, LayeredProgram) and metric.fits(start) else None
 
 
-def _solved(c, h, allowed, points, energy, decrement, iterations, status, metric, program, tol, damping, exact):  # type: ignore[no-untyped-def]
-    """Solve chain after chain. Everything is held twice: at the chain, and at the one that is tried."""
+def _solved(c, h, allowed, points, energy, decrement, iterations, status, metric, program, tol, tiny, damping, exact):  # type: ignore[no-untyped-def]
+    """Solve chain after chain. Everything is held twice: at the chain, and at the one that is tried.
+
+    Of each chain: nodes ``(n+1, d)``, widths ``(n,)``, the iterations that are left to it; results as of a
+    :class:`~oddity.numerics.chain.ChainSolution`. The metric has no stages where the program gives the energy too.
+    """
     B, nodes, d = c.shape
     n, number = nodes - 1, c.dtype.type
     tolerance, newton_below = number(tol), number(max(tol, NEWTON_BELOW))
@@ -150,14 +160,14 @@ def _solved(c, h, allowed, points, energy, decrement, iterations, status, metric
     H, unit = np.empty((1, n - 1, d, d), c.dtype), np.empty((1, n - 1, d, d), c.dtype)
     H_upper, H_skip = np.empty((1, n - 2, d, d), c.dtype), np.empty((1, max(0, n // 2 - 2), d, d), c.dtype)
     rhs, step = np.empty((1, n - 1, d), c.dtype), np.empty((1, n - 1, d), c.dtype)
-    undamped, nothing = np.empty((1, n - 1, d), c.dtype), np.zeros(1, c.dtype)
+    undamped, none = np.empty((1, n - 1, d), c.dtype), np.zeros(1, c.dtype)
     held, definite = np.empty(1, c.dtype), np.empty(1, np.bool_)
     raises, never = np.int64(RAISES), np.int64(0)
     for b in range(B):
         k, iteration, newton, bent, solved, begun = np.int64(1), 0, exact, exact, True, False
         held[0] = number(damping)
         value, left, promised, code = number(0), number(0), number(0), Status.RUNNING
-        _copied(c[b : b + 1], c[b : b + 1], False, x[:1])
+        copied(c[b], x[0])
         while True:
             j = 1 - k  # what is tried; what was accepted last is at k
             gain, better = number(0), False
@@ -174,9 +184,7 @@ def _solved(c, h, allowed, points, energy, decrement, iterations, status, metric
                         energy_of(program, x[j], h[b], newton, place)
                     derive(program, x[j], h[b], newton, place, j, model)
                     if guided:
-                        for i in range(n - 1):
-                            for a in range(d):
-                                gradient[j, i, a] = 0
+                        gradient[j] = 0  # that of the guide
                         slope_of(metric, x[j], h[b], other_place, gradient[j])
                     better = _is_finite(gradient[j])
             if not begun:
@@ -198,9 +206,9 @@ def _solved(c, h, allowed, points, energy, decrement, iterations, status, metric
                     held[0] = 1
                 else:
                     held[0] = max(number(6) * held[0], number(LITTLE))
-            _copied(diagonal[k], bend[k], bent, H[0])
-            _copied(upper[k], bend_upper[k], bent and beside, H_upper[0])
-            _copied(skip[k], bend_skip[k], bent and beside, H_skip[0])
+            _blocks(diagonal[k], bend[k], bent, H[0])
+            _blocks(upper[k], bend_upper[k], bent and beside, H_upper[0])
+            _blocks(skip[k], bend_skip[k], bent and beside, H_skip[0])
             _dampers(diagonal[k], n, unit[0])
             for i in range(n - 1):
                 for a in range(d):
@@ -211,8 +219,8 @@ def _solved(c, h, allowed, points, energy, decrement, iterations, status, metric
             left = promised
             if held[0] > 1 and promised <= tolerance * value:
                 one = slice(k, k + 1)
-                eliminated(diagonal[one], unit, upper[one], skip[one], rhs, undamped, nothing, definite, never)
-                left = _promise(undamped[0], gradient[k], unit[0], nothing[0]) if definite[0] else number(np.inf)
+                eliminated(diagonal[one], unit, upper[one], skip[one], rhs, undamped, none, definite, never)
+                left = _promise(undamped[0], gradient[k], unit[0], none[0]) if definite[0] else number(np.inf)
             if held[0] > MAX_DAMPING:
                 code = Status.STUCK
             if iteration >= allowed[b]:
@@ -222,13 +230,13 @@ def _solved(c, h, allowed, points, energy, decrement, iterations, status, metric
             if code != Status.RUNNING:
                 break
             newton = newton or (solved and promised <= newton_below * value)
-            _copied(x[k : k + 1], x[k : k + 1], False, x[1 - k : 2 - k])
+            copied(x[k], x[1 - k])
             for i in range(n - 1):
                 for a in range(d):
                     x[1 - k, i + 1, a] += step[0, i, a]
-        _copied(x[k : k + 1], x[k : k + 1], False, points[b : b + 1])
+        copied(x[k], points[b])
         energy[b], iterations[b], status[b] = value, iteration, code
-        decrement[b] = left / max(value, number(1e-37))
+        decrement[b] = number(0) if code == Status.NOT_FINITE else left / max(value, number(tiny))
 
 
 # what depends on the kind of program
@@ -241,6 +249,7 @@ _solved_in_table = Kernel(
 
 @Part
 def _is_finite(x):  # type: ignore[no-untyped-def]
+    """Whether all numbers of a matrix are: zero times any other is not zero, and so is the sum."""
     total = x.dtype.type(0)
     for i in range(x.shape[0]):
         for a in range(x.shape[1]):
@@ -272,8 +281,8 @@ def _cleared(k, model):  # type: ignore[no-untyped-def]
 
 
 @Part
-def _copied(blocks, bends, bent, into):  # type: ignore[no-untyped-def]
-    """Blocks with their bends, if there are any."""
+def _blocks(blocks, bends, bent, into):  # type: ignore[no-untyped-def]
+    """Blocks, and their bends where the model is bent: ``(n, d, d)``."""
     if bent:
         for i in range(len(blocks)):
             for r in range(blocks.shape[1]):

@@ -19,6 +19,7 @@ from oddity.numerics.native import Kernel, Part, serves
 
 __all__ = [
     "TableProgram",
+    "copied",
     "coupled_in_table",
     "derive_in_table",
     "energy_in_table",
@@ -150,13 +151,17 @@ _modelled = Kernel(modelled.f)
 
 
 class TableProgram(NamedTuple):
-    """The square root of a metric in a bicubic spline, as the loops read it."""
+    """The square root of a metric in a :class:`~oddity.numerics.bicubic.BicubicSpline`, as the loops read it."""
 
-    rows: Tensor
-    weights: Tensor
-    low: Tensor
-    steps: Tensor
-    last: Tensor
+    rows: Tensor  # (cells, 4, 12)   coefficients around each cell
+    weights: Tensor  # (2, 4, 3, 4)   of the basis, by axis, power, derivative and node
+    low: Tensor  # (2,)   first corner
+    steps: Tensor  # (2,)   between nodes
+    last: Tensor  # (2,)   number of the last node
+
+    def fits(self, c: Tensor) -> bool:
+        """Whether it can be asked at chains ``(B, n+1, d)``."""
+        return c.dtype == self.rows.dtype and c.shape[-1] == 2
 
     def seconds(self, n: int, d: int) -> float:  # noqa: ARG002
         """Roughly what a model of a chain of n segments takes."""
@@ -174,9 +179,9 @@ def room_in_table(_program, c):  # type: ignore[no-untyped-def]
 
 
 @Part
-def coupled_in_table(program):  # type: ignore[no-untyped-def]
-    """Whether blocks beside the diagonal bend."""
-    return len(program) > 0
+def coupled_in_table(_program):  # type: ignore[no-untyped-def]
+    """Whether blocks beside the diagonal bend: the root depends on the point, and a step on its neighbours."""
+    return True
 
 
 @Part
@@ -196,12 +201,23 @@ def energy_in_table(program, c, widths, exact, work):  # type: ignore[no-untyped
 
 
 @Part
-def derive_in_table(_program, _c, _widths, _exact, work, b, model):  # type: ignore[no-untyped-def]
-    """Take that model from the room to item b of the models."""
+def copied(x, into):  # type: ignore[no-untyped-def]
+    """Copy a contiguous array to another one. An assignment would have its message of error compiled: two seconds."""
+    a, b = x.ravel(), into.ravel()
+    for i in range(len(a)):
+        b[i] = a[i]
+
+
+@Part
+def derive_in_table(_program, _c, _widths, _exact, work, k, model):  # type: ignore[no-untyped-def]
+    """Take that model from the room to the k-th of some models."""
     _, _, _, slope, diagonals, uppers, skips = work
     gradient, diagonal, upper, skip, bend, bend_upper, bend_skip = model
-    gradient[b], diagonal[b], upper[b], skip[b] = slope[0], diagonals[0], uppers[0], skips[0]
-    bend[b], bend_upper[b], bend_skip[b] = diagonals[1], uppers[1], skips[1]
+    copied(slope[0], gradient[k])
+    for bent, D, U, K in ((0, diagonal, upper, skip), (1, bend, bend_upper, bend_skip)):
+        copied(diagonals[bent], D[k])
+        copied(uppers[bent], U[k])
+        copied(skips[bent], K[k])
 
 
 @Kernel

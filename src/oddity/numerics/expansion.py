@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
-from oddity.numerics.stages import Stage
+from oddity.numerics.stages import SOFTPLUS_THRESHOLD, Stage
 
 _NUMBERS_AT_A_TIME = 1 << 20  # of all tangents after one convolution
 
@@ -152,7 +152,7 @@ class _Dense:
 
         return value, pulled
 
-    def stages(self) -> list[Stage]:
+    def _stages(self) -> list[Stage] | None:
         stages, matrix, bias = list[Stage](), None, None
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
@@ -160,10 +160,13 @@ class _Dense:
                     stages.append(Stage(matrix, bias))
                 matrix, bias = layer.weight.mT, layer.bias
             elif type(layer) in _SLOPE:
-                if matrix is None:  # an activation of an activation
-                    matrix, bias = torch.eye(stages[-1].matrix.shape[1]).to(stages[-1].matrix), None
-                rate = layer.beta if isinstance(layer, nn.Softplus) else 1.0
-                stages.append(Stage(matrix, bias, type(layer).__name__.lower(), rate))
+                name, rate = _ACTIVATIONS.get(type(layer)), 1.0
+                if isinstance(layer, nn.Softplus):
+                    rate = layer.beta
+                    name = name if layer.threshold == SOFTPLUS_THRESHOLD else None
+                if matrix is None or name is None:  # an activation of an activation, or one that loops do not know
+                    return None
+                stages.append(Stage(matrix, bias, name, rate))
                 matrix = None
         return stages if matrix is None else [*stages, Stage(matrix, bias)]
 
@@ -380,6 +383,9 @@ _SLOPE: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {
     nn.Softplus: lambda layer, x, _y: torch.sigmoid(layer.beta * x),
 }
 """First derivative of an activation y = s(x), by x and y."""
+
+_ACTIVATIONS = {nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.Softplus: "softplus"}
+"""What stages call them."""
 
 _CURVE: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {
     nn.Tanh: lambda _, y, _first: -2 * y,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from oddity.numerics.native import Kernel, Part
-from oddity.numerics.stages import ACTIVATIONS, Stage
+from oddity.numerics.stages import ACTIVATIONS, SOFTPLUS_THRESHOLD, Stage
 
 __all__ = [
     "LayeredProgram",
@@ -36,7 +36,7 @@ _NONE, _TANH, _SIGMOID, _SOFTPLUS, _ROOT, _BUMP = range(len(ACTIVATIONS))
 class LayeredProgram(NamedTuple):
     """Layered functions of the same point, side by side, as the loops read them."""
 
-    matrices: Tensor  # of all stages, one after another
+    matrices: Tensor  # (total,)   of all stages, one after another, row by row
     units: Tensor  # (3, S)   bias, rate and scale of each output of each stage
     table: Tensor  # (stages, 6)   width before and own, where the matrix and the units begin, activation, place
 
@@ -56,18 +56,27 @@ class LayeredProgram(NamedTuple):
                 units[2, start : start + width] *= factor**0.5
         return self._replace(units=units)
 
+    def fits(self, c: Tensor) -> bool:
+        """Whether it can be asked at chains ``(B, n+1, d)``."""
+        inputs = self.table[(self.table[:, 5] & _FIRST) > 0, 0]
+        return c.dtype == self.matrices.dtype and bool((inputs == c.shape[-1]).all())
+
     def seconds(self, n: int, d: int) -> float:
         """Roughly what a model of a chain of n segments takes."""
         return 2e-11 * n * d * len(self.matrices)
 
 
+_ROWS = 5  # in the room, that are made use of for a while
 _LANES = 16  # numbers that fill the registers: widths of stages are rounded up to that, and filled with zeros
 _FIRST, _LAST = 1, 2  # of a function, in the column of places
 
 
 def program_of(stages: Sequence[Stage]) -> LayeredProgram:
     """The program of one function."""
-    assert stages[-1].activation != "bump", "bumps are added up by a further stage"
+    kinds = [stage.activation for stage in stages]
+    assert "bump" not in kinds[1:], "bumps come first"
+    assert kinds[-1] != "bump", "a further stage adds bumps up"
+    assert all(stage.scale is None for stage in stages[:-1]), "of the last stage only"
     matrices, units, table, start, unit = [], [], [], 0, 0
     before = stages[0].matrix.shape[0]
     for i, stage in enumerate(stages):
@@ -96,18 +105,20 @@ _FILLED = {"root": 1.0}  # where units are filled up, their activation must be f
 
 
 @Part
-def coupled_in_layers(program):  # type: ignore[no-untyped-def]
-    """Whether blocks beside the diagonal bend."""
-    return len(program) < 0
+def coupled_in_layers(_program):  # type: ignore[no-untyped-def]
+    """Whether blocks beside the diagonal bend: the value at a node depends on no other."""
+    return False
 
 
 @Part
 def room_in_layers(program, c):  # type: ignore[no-untyped-def]
-    """Room for the activations of a chain, for frames, and for what is made of them."""
+    """Room for what is made of a chain: activations ``(n+1, S)``, frames, two of the first or widest stage, rows.
+
+    Frames are rows one after another, ``(d, width)`` of each stage of one function, of the last at three nodes.
+    """
     _, units, table = program
     nodes, d = c.shape[1], c.shape[2]
-    most, widest, first = 0, 0, 0
-    total = 0
+    most, widest, first, total = 0, 0, 0, 0
     for s in range(len(table)):
         width = table[s, 1]
         widest = max(widest, width)
@@ -117,7 +128,7 @@ def room_in_layers(program, c):  # type: ignore[no-untyped-def]
         most = max(most, total)
     y = np.empty((nodes, units.shape[1]), c.dtype)
     frames, turned = np.empty(d * most, c.dtype), np.empty(d * widest, c.dtype)
-    return y, frames, turned, np.empty(d * first, c.dtype), np.empty((5, widest), c.dtype)
+    return y, frames, turned, np.empty(d * first, c.dtype), np.empty((_ROWS, widest), c.dtype)
 
 
 @Part
@@ -154,37 +165,37 @@ def _exponentials(t, f, p):  # type: ignore[no-untyped-def]
 
 
 @Part
-def _activated(code, x, rate, f, p):  # type: ignore[no-untyped-def]
-    """The activation of a row, in place; f and p are room for two more."""
-    one, two = x.dtype.type(1), x.dtype.type(2)
-    f, p = f[: len(x)], p[: len(x)]
+def _activated(code, x, rate, rows):  # type: ignore[no-untyped-def]
+    """The activation of a row, in place; rows are room for three more."""
+    zero, one, two = x.dtype.type(0), x.dtype.type(1), x.dtype.type(2)
+    t, f, p = rows[0, : len(x)], rows[1, : len(x)], rows[2, : len(x)]
     if code == _TANH:
         for j in range(len(x)):
-            p[j] = -two * abs(x[j])
-        _exponentials(p, f, p)
+            t[j] = -two * abs(x[j])
+        _exponentials(t, f, p)
         for j in range(len(x)):
             less = f[j] * p[j] + (f[j] - one)  # e^(-2 |x|) - 1
             y = -less / (two + less)
             x[j] = -y if x[j] < 0 else y
     elif code == _SIGMOID:
         for j in range(len(x)):
-            p[j] = -x[j]
-        _exponentials(p, f, p)
+            t[j] = -x[j]
+        _exponentials(t, f, p)
         for j in range(len(x)):
             x[j] = one / (one + (f[j] + f[j] * p[j]))
     elif code == _SOFTPLUS:
         for j in range(len(x)):
-            t = x[j] * rate[j]
-            x[j] = (max(t, one - one) + np.log1p(np.exp(-abs(t)))) / rate[j]
+            u = x[j] * rate[j]
+            x[j] = x[j] if u > SOFTPLUS_THRESHOLD else (max(u, zero) + np.log1p(np.exp(-abs(u)))) / rate[j]
     elif code == _ROOT:
         for j in range(len(x)):
             x[j] = one / np.sqrt(x[j])
     elif code == _BUMP:
         most = x.dtype.type(_largest_exponent(x.itemsize))
         for j in range(len(x)):
-            t = rate[j] * x[j]
-            p[j] = -most if t > most else -t
-        _exponentials(p, f, p)
+            exponent = rate[j] * x[j]
+            t[j] = -most if exponent > most else -exponent
+        _exponentials(t, f, p)
         for j in range(len(x)):
             x[j] = f[j] + f[j] * p[j]
 
@@ -192,7 +203,7 @@ def _activated(code, x, rate, f, p):  # type: ignore[no-untyped-def]
 @Part
 def _slopes(code, y, rate, slope):  # type: ignore[no-untyped-def]
     """First derivatives of an activation, by its values."""
-    one, half, two = y.dtype.type(1), y.dtype.type(0.5), y.dtype.type(2)
+    zero, one, half, two = y.dtype.type(0), y.dtype.type(1), y.dtype.type(0.5), y.dtype.type(2)
     if code == _NONE:
         for j in range(len(y)):
             slope[j] = one
@@ -211,7 +222,7 @@ def _slopes(code, y, rate, slope):  # type: ignore[no-untyped-def]
     else:
         least = y.dtype.type(1.0001 * np.exp(-_largest_exponent(y.itemsize)))
         for j in range(len(y)):
-            slope[j] = -two * rate[j] * y[j] if y[j] > least else one - one
+            slope[j] = -two * rate[j] * y[j] if y[j] > least else zero
 
 
 @Part
@@ -220,10 +231,10 @@ def _curves(code, y, rate, slope, tiny, curve):  # type: ignore[no-untyped-def]
 
     Where the first underflows, so does all that is multiplied with this, which has to be finite only.
     """
-    one, two, three = y.dtype.type(1), y.dtype.type(2), y.dtype.type(3)
+    zero, one, two, three = y.dtype.type(0), y.dtype.type(1), y.dtype.type(2), y.dtype.type(3)
     if code == _NONE:
         for j in range(len(y)):
-            curve[j] = one - one
+            curve[j] = zero
     elif code == _TANH:
         for j in range(len(y)):
             curve[j] = -two * y[j] / max(slope[j], tiny)
@@ -269,7 +280,7 @@ def _run(program, z, y, rows):  # type: ignore[no-untyped-def]
                 inputs = y[i, unit - before : unit]
                 for k in range(0, before, 8):
                     _added(inputs, k, matrices, start + k * width, x)
-            _activated(code, x, rate, rows[1], rows[2])
+            _activated(code, x, rate, rows)
 
 
 @Part
@@ -298,31 +309,37 @@ def energy_in_layers(program, c, widths, _exact, work):  # type: ignore[no-untyp
 
 
 @Kernel
-def _squared(c, squares, stride, program):  # type: ignore[no-untyped-def]
-    """Squares of the steps over every so many nodes of chains."""
+def _squared(c, squares, strides, program):  # type: ignore[no-untyped-def]
+    """Squares of the steps over every so many nodes of chains, one stride after another."""
     _, units, table = program
-    y, rows = np.empty((squares.shape[1] + 1, units.shape[1]), c.dtype), np.empty((3, units.shape[1]), c.dtype)
+    nodes, number = c.shape[1], c.dtype.type
+    y, rows = np.empty((nodes, units.shape[1]), c.dtype), np.empty((_ROWS, units.shape[1]), c.dtype)
     for b in range(len(c)):
-        _run(program, c[b, ::stride], y, rows)
-        for i in range(squares.shape[1]):
-            total = c.dtype.type(0)
-            for s in range(len(table)):
-                width, unit = table[s, 1], table[s, 3]
-                if table[s, 5] & _LAST:
-                    p, q = y[i, unit : unit + width], y[i + 1, unit : unit + width]
-                    scale = units[2, unit : unit + width]
-                    for j in range(width):
-                        r = scale[j] * (q[j] - p[j])
-                        total += r * r
-            squares[b, i] = total
+        _run(program, c[b], y, rows)
+        begin = 0
+        for stride in strides:
+            steps = (nodes - 1) // stride
+            for i in range(steps):
+                total = number(0)
+                for s in range(len(table)):
+                    width, unit = table[s, 1], table[s, 3]
+                    if table[s, 5] & _LAST:
+                        p, q = y[i * stride, unit : unit + width], y[(i + 1) * stride, unit : unit + width]
+                        scale = units[2, unit : unit + width]
+                        for j in range(width):
+                            r = scale[j] * (q[j] - p[j])
+                            total += r * r
+                squares[b, begin + i] = total
+            begin += steps
 
 
-def squares_in_layers(program: LayeredProgram, c: Tensor, stride: int) -> Tensor:
-    """Squared lengths of the steps over every so many nodes of chains: ``(B, n+1, d) -> (B, n/stride)``."""
-    squares = c.new_empty(len(c), (c.shape[1] - 1) // stride)
-    seconds = 1e-11 * squares.shape[1] * len(program.matrices)
-    _squared(c, out=(squares,), shared=(stride, tuple(program)), seconds=seconds)
-    return squares
+def squares_in_layers(program: LayeredProgram, c: Tensor, strides: Sequence[int]) -> list[Tensor]:
+    """Squared lengths of the steps over every s-th node of chains, for each stride s: ``(B, n+1, d) -> (B, n/s)``."""
+    sizes = [(c.shape[1] - 1) // stride for stride in strides]
+    squares = c.new_empty(len(c), sum(sizes))
+    seconds = 1e-11 * c.shape[1] * len(program.matrices)
+    _squared(c, out=(squares,), shared=(tuple(strides), tuple(program)), seconds=seconds)
+    return list(squares.split(sizes, 1))
 
 
 @Part
@@ -342,7 +359,7 @@ def _multiplied(left, p, right, q, m, factor, symmetric, into):  # type: ignore[
 
     Two rows by four at a time; where there are no more, a row is taken twice and its products are left.
     """
-    d, last, zero = len(into), len(into) - 1, factor - factor
+    d, last, zero = len(into), len(into) - 1, left.dtype.type(0)
     for r in range(0, d, 2):
         x = left[p + r * m : p + (r + 1) * m]
         y = left[p + min(r + 1, last) * m : p + (min(r + 1, last) + 1) * m]
@@ -391,8 +408,8 @@ def _weighted(y, i, unit, scale, widths, w):  # type: ignore[no-untyped-def]
 
 
 @Part
-def derive_in_layers(program, c, widths, exact, work, b, model):  # type: ignore[no-untyped-def]
-    """The rest of the model of a chain whose activations are in the room: added to item b of the models.
+def derive_in_layers(program, c, widths, exact, work, k, model):  # type: ignore[no-untyped-def]
+    """The rest of the model of a chain whose activations are in the room: added to the k-th of some models.
 
     Only diagonal blocks bend.
     """
@@ -400,13 +417,134 @@ def derive_in_layers(program, c, widths, exact, work, b, model):  # type: ignore
     gradient, diagonal, upper, skip, bend, _, _ = model
     for s in range(len(table)):
         if table[s, 5] & _LAST:
-            _derive_one(program, s, c, widths, exact, work, b, gradient[b], diagonal[b], upper[b], skip[b], bend)
+            _derived(program, s, c, widths, exact, work, gradient[k], diagonal[k], upper[k], skip[k], bend[k])
     for i in range(diagonal.shape[1]):
         for r in range(c.shape[1]):
             for a in range(r):
-                diagonal[b, i, r, a] = diagonal[b, i, a, r]
+                diagonal[k, i, r, a] = diagonal[k, i, a, r]
                 if exact:
-                    bend[b, i, r, a] = bend[b, i, a, r]
+                    bend[k, i, r, a] = bend[k, i, a, r]
+
+
+@Part
+def _derived(program, final, c, widths, exact, work, gradient, diagonal, upper, skip, bend):  # type: ignore[no-untyped-def]
+    """That of one function, whose last stage this is; of symmetric blocks the upper half."""
+    _, units, table = program
+    values, frames, _, _, rows = work
+    n, d, number = len(widths), c.shape[1], c.dtype.type
+    end, unit = table[final, 1], table[final, 3]
+    begin, whole = final, np.int64(0)  # first stage, and where the frames of the last begin
+    while not table[begin, 5] & _FIRST:
+        begin -= 1
+        whole += d * table[begin, 1]
+    w, scale = rows[0, :end], units[2, unit : unit + end]
+    for i in range(1, n):
+        here = whole + i % 3 * d * end
+        _framed(program, begin, final, c[i], values[i], frames, here, work[3], rows[1])
+        s, t = number(4 / 3) / widths[i - 1], number(4 / 3) / widths[i]
+        mass, loose = s + t, number(0)
+        if i % 2 == 0:
+            loose = number(1 / 3) / (widths[i - 2] + widths[i - 1])
+            mass -= loose + number(1 / 3) / (widths[i] + widths[i + 1])
+        for back in range(3):  # with its own frame, that of the node before, and of the one before that
+            if back == 0:
+                factor, into = mass, diagonal[i - 1]
+            elif back == 1 and i > 1:
+                factor, into = -s, upper[i - 2]
+            elif back == 2 and i > 2 and i % 2 == 0:
+                factor, into = loose, skip[i // 2 - 2]
+            else:
+                continue
+            _multiplied(frames, whole + (i - back) % 3 * d * end, frames, here, end, factor, back == 0, into)
+        _weighted(values, i, unit, scale, widths, w)
+        for a in range(d):
+            x, total = frames[here + a * end : here + (a + 1) * end], number(0)
+            for j in range(end):
+                total += x[j] * w[j]
+            gradient[i - 1, a] += total
+        if exact:
+            _bent(program, begin, final, values[i], work, whole, here, bend[i - 1])
+
+
+@Part
+def _framed(program, begin, final, z, y, frames, here, away, slope):  # type: ignore[no-untyped-def]
+    """The frames of the stages of a function at a point z with activations y, that of the last at a place of its own.
+
+    Of a first stage of bumps, the differences from the centres are left in ``away``.
+    """
+    matrices, units, table = program
+    d = len(z)
+    p = q = np.int64(0)  # where the frames of this stage and of the one before begin
+    for s in range(begin, final + 1):
+        before, width, start, u, code = table[s, 0], table[s, 1], table[s, 2], table[s, 3], table[s, 4]
+        if s == final:
+            p = here
+        x = frames[p : p + d * width]
+        if s > begin:
+            for j in range(d * width):
+                x[j] = 0
+            for k in range(0, before, 8):
+                for a in range(d):
+                    _added(frames, q + a * before + k, matrices, start + k * width, x[a * width : (a + 1) * width])
+        else:
+            for j in range(d * width):
+                x[j] = matrices[start + j]
+        if code == _BUMP:
+            for a in range(d):
+                for j in range(width):
+                    x[a * width + j] = away[a * width + j] = z[a] - x[a * width + j]
+        _slopes(code, y[u : u + width], units[1, u : u + width], slope[:width])
+        if s == final:
+            for j in range(width):
+                slope[j] *= units[2, u + j]
+        for a in range(d):
+            row = x[a * width : (a + 1) * width]
+            for j in range(width):
+                row[j] *= slope[j]
+        q, p = p, p + d * width
+
+
+@Part
+def _bent(program, begin, final, y, work, whole, here, bend):  # type: ignore[no-untyped-def]
+    """Add the Hessian of <w, f> at one node, w in the first row, its frames in their places; the upper half.
+
+    For each stage P' diag(w s'') P with P the frame of x, or Q' diag(w s'' / s'^2) Q with Q = s' P that of y.
+    """
+    matrices, units, table = program
+    _, frames, turned, away, rows = work
+    d, number = len(bend), bend.dtype.type
+    tiny = number(1e-19 if bend.itemsize == 4 else 1e-154)  # the root of the least normal number
+    w, slope, curve, other, p, origin = rows[0], rows[1], rows[2], rows[3], here, np.int64(0)
+    for s in range(final, begin - 1, -1):
+        before, width, start, u, code = table[s, 0], table[s, 1], table[s, 2], table[s, 3], table[s, 4]
+        p = here if s == final else (whole if s == final - 1 else p) - d * width
+        value, rate = y[u : u + width], units[1, u : u + width]
+        _slopes(code, value, rate, slope[:width])
+        if code != _NONE:
+            _curves(code, value, rate, slope[:width], tiny, curve)
+            for j in range(width):
+                curve[j] *= w[j]
+                if s == final:
+                    curve[j] /= max(units[2, u + j], tiny)
+            plain, q = (away, origin) if code == _BUMP else (frames, p)
+            for a in range(d):
+                x, turn = plain[q + a * width : q + (a + 1) * width], turned[a * width : (a + 1) * width]
+                for j in range(width):
+                    turn[j] = x[j] * curve[j]
+            _multiplied(turned, origin, plain, q, width, number(1), True, bend)
+        for j in range(width):
+            w[j] *= slope[j]
+            if s == final:
+                w[j] *= units[2, u + j]
+        if code == _BUMP:
+            total = number(0)
+            for j in range(width):
+                total += w[j]
+            for a in range(d):
+                bend[a, a] += total
+        if s > begin:
+            _times_adjoint(matrices, start, before, w[:width], other)
+            w, other = other, w
 
 
 @Part
@@ -415,40 +553,42 @@ def slope_of(program, c, widths, work, gradient):  # type: ignore[no-untyped-def
 
     Adjoints go back through the stages, and no frames are made: a fraction of the work in many dimensions.
     """
-    matrices, units, table = program
+    _, units, table = program
     values, _, _, _, rows = work
-    n, number = len(widths), c.dtype.type
     for final in range(len(table)):
-        if not table[final, 5] & _LAST:
-            continue
-        for i in range(1, n):
-            w, other, slope = rows[0], rows[3], rows[1]
+        if table[final, 5] & _LAST:
             width, u = table[final, 1], table[final, 3]
-            scale = units[2, u : u + width]
-            _weighted(values, i, u, scale, widths, w[:width])
+            for i in range(1, len(widths)):
+                _weighted(values, i, u, units[2, u : u + width], widths, rows[0, :width])
+                _pulled(program, final, c[i], values[i], rows, gradient[i - 1])
+
+
+@Part
+def _pulled(program, final, z, y, rows, into):  # type: ignore[no-untyped-def]
+    """Add J'w of a function at a point z with activations y, w in the first row."""
+    matrices, units, table = program
+    w, slope, other, s = rows[0], rows[1], rows[3], final
+    for j in range(table[final, 1]):
+        w[j] *= units[2, table[final, 3] + j]
+    while True:
+        before, width, start, u, code, place = table[s]
+        _slopes(code, y[u : u + width], units[1, u : u + width], slope[:width])
+        for j in range(width):
+            w[j] *= slope[j]
+        if place & _FIRST:
+            break
+        _times_adjoint(matrices, start, before, w[:width], other)
+        w, other = other, w
+        s -= 1
+    for a in range(before):
+        row, total = matrices[start + a * width : start + (a + 1) * width], y.dtype.type(0)
+        if code == _BUMP:
             for j in range(width):
-                w[j] *= scale[j]
-            s = final
-            while True:
-                before, width, start, u, code, place = table[s]
-                _slopes(code, values[i, u : u + width], units[1, u : u + width], slope[:width])
-                for j in range(width):
-                    w[j] *= slope[j]
-                if place & _FIRST:
-                    break
-                _times_adjoint(matrices, start, before, w[:width], other)
-                w, other = other, w
-                s -= 1
-            for a in range(before):
-                row, total = matrices[start + a * width : start + (a + 1) * width], number(0)
-                if code == _BUMP:
-                    z = c[i, a]
-                    for j in range(width):
-                        total += (z - row[j]) * w[j]
-                else:
-                    for j in range(width):
-                        total += row[j] * w[j]
-                gradient[i - 1, a] += total
+                total += (z[a] - row[j]) * w[j]
+        else:
+            for j in range(width):
+                total += row[j] * w[j]
+        into[a] += total
 
 
 @Part
@@ -466,109 +606,6 @@ def _times_adjoint(matrices, start, rows, w, into):  # type: ignore[no-untyped-d
 
 
 @Part
-def _derive_one(program, final, c, widths, exact, work, b, gradient, diagonal, upper, skip, bend):  # type: ignore[no-untyped-def]
-    """That of one function, whose last stage this is; of symmetric blocks the upper half."""
-    matrices, units, table = program
-    values, frames, turned, away, rows = work
-    n, d, number = len(widths), c.shape[1], c.dtype.type
-    one, tiny = number(1), number(1e-19 if c.itemsize == 4 else 1e-154)
-    end, unit = table[final, 1], table[final, 3]
-    begin, whole = final, end - end
-    while not table[begin, 5] & _FIRST:
-        begin -= 1
-        whole += d * table[begin, 1]
-    weights, slope, curve = rows[0, :end], rows[1], rows[2]
-    scale = units[2, unit : unit + end]
-    for i in range(1, n):
-        p = q = end - end  # where the frames of this stage and of the one before begin
-        for s in range(begin, final + 1):
-            before, width, start, u, code = table[s, 0], table[s, 1], table[s, 2], table[s, 3], table[s, 4]
-            if s == final:
-                p = whole + i % 3 * d * end
-            x = frames[p : p + d * width]
-            if s > begin:
-                for j in range(d * width):
-                    x[j] = 0
-                for k in range(0, before, 8):
-                    for a in range(d):
-                        _added(frames, q + a * before + k, matrices, start + k * width, x[a * width : (a + 1) * width])
-            else:
-                for j in range(d * width):
-                    x[j] = matrices[start + j]
-            if code == _BUMP:
-                for a in range(d):
-                    for j in range(width):
-                        x[a * width + j] = away[a * width + j] = c[i, a] - x[a * width + j]
-            _slopes(code, values[i, u : u + width], units[1, u : u + width], slope[:width])
-            if s == final:
-                for j in range(width):
-                    slope[j] *= scale[j]
-            for a in range(d):
-                y = x[a * width : (a + 1) * width]
-                for j in range(width):
-                    y[j] *= slope[j]
-            q, p = p, p + d * width
-        here = whole + i % 3 * d * end
-        s, t = number(4 / 3) / widths[i - 1], number(4 / 3) / widths[i]
-        mass = s + t
-        loose = number(0)
-        if i % 2 == 0:
-            loose = number(1 / 3) / (widths[i - 2] + widths[i - 1])
-            mass -= loose + number(1 / 3) / (widths[i] + widths[i + 1])
-        for back in range(3):  # with its own frame, that of the node before, and of the one before that
-            if back == 0:
-                factor, into = mass, diagonal[i - 1]
-            elif back == 1 and i > 1:
-                factor, into = -s, upper[i - 2]
-            elif back == 2 and i > 2 and i % 2 == 0:
-                factor, into = loose, skip[i // 2 - 2]
-            else:
-                continue
-            _multiplied(frames, whole + (i - back) % 3 * d * end, frames, here, end, factor, back == 0, into)
-        _weighted(values, i, unit, scale, widths, weights)
-        for a in range(d):
-            x, total = frames[here + a * end : here + (a + 1) * end], number(0)
-            for j in range(end):
-                total += x[j] * weights[j]
-            gradient[i - 1, a] += total
-        if not exact:
-            continue
-        p, w, other = here, rows[0], rows[3]
-        for s in range(final, begin - 1, -1):
-            before, width, start, u, code = table[s, 0], table[s, 1], table[s, 2], table[s, 3], table[s, 4]
-            p = here if s == final else (whole if s == final - 1 else p) - d * width
-            value, rate = values[i, u : u + width], units[1, u : u + width]
-            _slopes(code, value, rate, slope[:width])
-            if code != _NONE:
-                _curves(code, value, rate, slope[:width], tiny, curve)
-                if s == final:
-                    for j in range(width):
-                        curve[j] /= max(scale[j], tiny)
-                for j in range(width):
-                    curve[j] *= w[j]
-                plain, q = (away, p - p) if code == _BUMP else (frames, p)
-                for a in range(d):
-                    x, y = plain[q + a * width : q + (a + 1) * width], turned[a * width : (a + 1) * width]
-                    for j in range(width):
-                        y[j] = x[j] * curve[j]
-                _multiplied(turned, q - q, plain, q, width, one, True, bend[b, i - 1])
-            for j in range(width):
-                w[j] *= slope[j]
-            if s == final:
-                for j in range(width):
-                    w[j] *= scale[j]
-            if code == _BUMP:
-                total = number(0)
-                for j in range(width):
-                    total += w[j]
-                for a in range(d):
-                    bend[b, i - 1, a, a] += total
-            if s > begin:
-                _times_adjoint(matrices, start, before, w[:width], other)
-                w, other = other, w
-
-
-@Part
 def _largest_exponent(size):  # type: ignore[no-untyped-def]
-    """So far a bump falls, and no further: its square would not be a normal number, of 4 or 8 bytes."""
+    """:func:`~oddity.numerics.stages.largest_exponent` of numbers of 4 or 8 bytes."""
     return 0.45 * (87.3365447505531 if size == 4 else 708.3964185322641)

@@ -14,7 +14,8 @@ import os
 import types
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from enum import Enum
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ class Kernel:
     def __call__(
         self, *inputs: Tensor, out: tuple[Tensor, ...], shared: tuple[Any, ...] = (), seconds: float = 0.0
     ) -> None:
-        """Run over all items.
+        """Run over all items, piece by piece.
 
         Parameters
         ----------
@@ -75,31 +76,28 @@ class Kernel:
             What an item costs, roughly: so much work is shared among threads.
         """
         assert all(x.is_contiguous() for x in out), "results would be lost in a copy"
-        count = len(out[0])
-        rest = [_array(x) for x in shared]
-        arrays = [x.contiguous().numpy() for x in (*inputs, *out)]
-        threads = min(count, torch.get_num_threads(), 1 + int(count * seconds / _WORTH_A_THREAD))
-        if threads < 2:
-            self._compiled(*arrays, *rest)
-            return
-        pieces = min(
-            count, max(threads, min(8 * threads, int(count * seconds / _WORTH_A_THREAD)), int(count * seconds))
+        count, total = len(out[0]), len(out[0]) * seconds
+        rest, arrays = [_array(x) for x in shared], [_array(x) for x in (*inputs, *out)]
+        compiled = self._compiled
+        threads = min(count, torch.get_num_threads(), 1 + int(total / _WORTH_A_THREAD))
+        # some pieces for each thread, so that none waits long; of a second at most, so that an interruption is heard
+        pieces = min(count, max(min(8 * threads, int(total / _WORTH_A_THREAD)), threads, int(total)))
+        cuts = (
+            deque(itertools.pairwise([count * i // pieces for i in range(pieces + 1)]))
+            if pieces > 1
+            else deque([(0, count)])
         )
-        cuts = deque(itertools.pairwise([count * i // pieces for i in range(pieces + 1)]))
 
         def work() -> None:
             try:
-                while cuts:  # whoever is done takes the next piece
-                    i, j = cuts.popleft()
-                    self._compiled(*(x[i:j] for x in arrays), *rest)
-            except IndexError:
-                pass  # another one took it
-            except BaseException:
-                cuts.clear()
-                raise
+                while (cut := _next(cuts)) is not None:
+                    compiled(*(x[slice(*cut)] for x in arrays), *rest)
+            finally:
+                cuts.clear()  # nothing is left to do, or something went wrong
 
-        jobs = [_threads(os.getpid()).submit(work) for _ in range(threads - 1)]
+        jobs: list[Future[None]] = []
         try:
+            jobs += [_threads(os.getpid()).submit(work) for _ in range(threads - 1)]
             work()
         finally:
             wait(jobs)
@@ -151,21 +149,15 @@ class Part:
         return self.f(*args)
 
 
-# sums may be reordered to fill the registers; NaN and infinity keep their meaning
-_COMPILING: dict[str, Any] = {
-    "nogil": True,
-    "error_model": "numpy",
-    "fastmath": {"contract", "reassoc", "nsz", "arcp"},
-}
+_FAST = "contract", "reassoc", "nsz", "arcp"  # sums are reordered to fill the registers; NaN keeps its meaning
+_COMPILING: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": set(_FAST)}
 
 
 def _joined(whole: Kernel | Part) -> Callable[..., Any]:
-    """Its function, in which parts are what Numba made of them."""
-    f, parts = whole.f, _parts(whole.f) | whole.parts
-    if not parts:
-        return f
-    known = f.__globals__ | {name: _compiled_part(part) for name, part in parts.items()}
-    joined = types.FunctionType(f.__code__, known, f.__name__, f.__defaults__, f.__closure__)
+    """Its function, in which parts are what Numba made of them; a mark in its name tells Numba when it changes."""
+    f = whole.f
+    compiled = {name: _compiled_part(part) for name, part in _parts(whole).items()}
+    joined = types.FunctionType(f.__code__, f.__globals__ | compiled, f.__name__, f.__defaults__, f.__closure__)
     joined.__module__, joined.__qualname__ = f.__module__, f"{f.__qualname__}_{_mark(whole)}"
     return joined
 
@@ -177,19 +169,34 @@ def _compiled_part(part: Part) -> Any:
     return numba.njit(**_COMPILING)(_joined(part))
 
 
-def _parts(f: Callable[..., Any]) -> dict[str, Part]:
-    """What a kernel calls, by the names it has there."""
-    known = {name: f.__globals__.get(name) for name in f.__code__.co_names}
-    return {name: part for name, part in known.items() if isinstance(part, Part)}
+def _parts(whole: Kernel | Part) -> dict[str, Part]:
+    """What it calls, by the names it has there."""
+    known = {name: whole.f.__globals__.get(name) for name in whole.f.__code__.co_names}
+    return {name: part for name, part in known.items() if isinstance(part, Part)} | whole.parts
 
 
 def _mark(whole: Kernel | Part) -> str:
-    """A mark of a function and its parts, so that code is kept no longer than each of them stays what it is."""
-    f = whole.f
-    own = hashlib.sha256(f.__code__.co_code + repr(f.__code__.co_consts).encode())
-    for name, part in sorted((_parts(f) | whole.parts).items()):
-        own.update(f"{name} {_mark(part)}".encode())
-    return own.hexdigest()[:16]
+    """A mark of all that its code is made of: its own, that of its parts, the constants and settings of each."""
+    code, known = whole.f.__code__, whole.f.__globals__
+    constants = {name: _constant(known[name]) for name in code.co_names if name in known}
+    told = [code.co_code.hex(), code.co_consts, code.co_names, constants, _FAST]
+    told += [(name, _mark(part)) for name, part in sorted(_parts(whole).items())]
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+
+def _constant(value: Any) -> Any:
+    """A number or text that Numba takes for constant, or the members of an enumeration."""
+    if isinstance(value, type) and issubclass(value, Enum):
+        return list(value)
+    return value if isinstance(value, int | float | str | tuple) else None
+
+
+def _next(cuts: deque[tuple[int, int]]) -> tuple[int, int] | None:
+    """The next piece, whoever asks, or None."""
+    try:
+        return cuts.popleft()
+    except IndexError:
+        return None
 
 
 def _array(x: Any) -> Any:

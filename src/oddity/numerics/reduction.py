@@ -38,9 +38,9 @@ class Reduced:
         """Value alone: ``(N, d) -> (N, k)``."""
         return self.part.values(z) * self.scale
 
-    def stages(self) -> list[Stage] | None:
+    def _stages(self) -> list[Stage] | None:
         """The stand-in as stages, if its function has them."""
-        stages = self.part.stages() if isinstance(self.part, Layered) else None
+        stages = self.part._stages() if isinstance(self.part, Layered) else None
         return None if stages is None else [*stages[:-1], stages[-1]._replace(scale=self.scale)]
 
     def outputs(self, index: Tensor) -> Reduced:

@@ -9,14 +9,18 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-__all__ = ["ACTIVATIONS", "Layered", "Stage", "largest_exponent"]
+__all__ = ["ACTIVATIONS", "SOFTPLUS_THRESHOLD", "Layered", "Stage", "largest_exponent"]
 
 ACTIVATIONS = "none", "tanh", "sigmoid", "softplus", "root", "bump"
 """y = x; tanh x; 1 / (1 + e^-x); log(1 + e^(r x)) / r; x^(-1/2); e^(-2 r x)."""
 
 
+SOFTPLUS_THRESHOLD = 20.0
+"""Of r x: beyond it y = x, as in PyTorch by default."""
+
+
 class Stage(NamedTuple):
-    """A linear map and an activation of each of its outputs: y = scale * s(x), x = y' matrix + bias.
+    """A linear map and an activation of each of its outputs: scale * s(x), x = matrix' y + bias with y from before.
 
     A bump, which only a first stage may be, has x = |z - c|^2 / 2 for each column c of the matrix; its exponent is held
     at :func:`largest_exponent`.
@@ -33,7 +37,7 @@ class Stage(NamedTuple):
 class Layered(Protocol):
     """A function of stages."""
 
-    def stages(self) -> Sequence[Stage] | None:
+    def _stages(self) -> Sequence[Stage] | None:
         """The stages as they are now, or None where one of them is not known here."""
         ...
 

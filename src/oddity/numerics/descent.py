@@ -282,17 +282,14 @@ def _cleared(k, model):  # type: ignore[no-untyped-def]
 
 @Part
 def _blocks(blocks, bends, bent, into):  # type: ignore[no-untyped-def]
-    """Blocks, and their bends where the model is bent: ``(n, d, d)``."""
+    """Blocks ``(n, d, d)``, and their bends where the model is bent."""
+    x, y, z = blocks.ravel(), bends.ravel(), into.ravel()
     if bent:
-        for i in range(len(blocks)):
-            for r in range(blocks.shape[1]):
-                for a in range(blocks.shape[2]):
-                    into[i, r, a] = blocks[i, r, a] + bends[i, r, a]
+        for i in range(len(z)):
+            z[i] = x[i] + y[i]
     else:
-        for i in range(len(blocks)):
-            for r in range(blocks.shape[1]):
-                for a in range(blocks.shape[2]):
-                    into[i, r, a] = blocks[i, r, a]
+        for i in range(len(z)):
+            z[i] = x[i]
 
 
 @Part

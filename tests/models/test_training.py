@@ -2,6 +2,7 @@ import hashlib
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 from itertools import pairwise
@@ -445,15 +446,19 @@ def test_two_processes_train_and_agree(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     env = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "LOCAL_", "MASTER"))}
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "run"), str(tmp_path / "digest")],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        folder.mkdir()
+        done = subprocess.run(
+            [sys.executable, str(script), str(folder / "run"), str(folder / "digest")],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        if done.returncode != -signal.SIGABRT:  # once in many runs a thread of PyTorch's aborts the process as it exits
+            break
     assert done.returncode == 0, done.stderr
-    first, second = (Path(f"{tmp_path}/digest.{rank}").read_text() for rank in (0, 1))
+    first, second = (Path(f"{folder}/digest.{rank}").read_text() for rank in (0, 1))
     assert first == second
     assert len(first) == 2 * hashlib.sha256().digest_size * 2

@@ -21,6 +21,7 @@ from oddity.numerics.chain import (
     interpolate_chain,
     leaps,
     places_at,
+    usual_tolerance,
 )
 from oddity.numerics.descent import Guided, solve
 
@@ -338,7 +339,7 @@ class _Race:
         exact: bool = False,
         damping: float = 0.0,
     ) -> ChainSolution:
-        goal = max(goal, self.solver.tolerance or torch.finfo(chains.dtype).eps ** 0.75)
+        goal = max(goal, self.solver.tolerance or usual_tolerance(chains.dtype))
         limit, spent = self.solver.max_iterations, self.iterations[entrants]
         if most is not None:
             spent = spent.clamp(min=limit - most)

@@ -46,6 +46,7 @@ __all__ = [
     "places_at",
     "sentences",
     "solve_chain",
+    "usual_tolerance",
 ]
 
 
@@ -311,7 +312,7 @@ def solve_chain(
     ChainSolution
         With a sentence for each chain that is not stationary. No exception is raised for a single chain.
     """
-    tol = torch.finfo(start.dtype).eps ** 0.75 if tolerance is None else tolerance
+    tol = usual_tolerance(start.dtype) if tolerance is None else tolerance
     B, n = len(start), start.shape[1] - 1
     c, h = start.clone(), start.new_full((B, n), 1 / n) if widths is None else widths
     energy, decrement = start.new_zeros(B), start.new_zeros(B)
@@ -359,6 +360,11 @@ def solve_chain(
         c[live], energy[live] = x, model.energy
     why = sentences(status, decrement, max_iterations)
     return ChainSolution(c, energy, decrement, iterations, status == Status.STATIONARY, why)
+
+
+def usual_tolerance(dtype: torch.dtype) -> float:
+    """Share of its energy that a chain is still promised when it counts as stationary."""
+    return float(torch.finfo(dtype).eps ** 0.75)
 
 
 def keep_freed_memory(device: torch.device) -> None:

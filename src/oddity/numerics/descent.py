@@ -25,6 +25,7 @@ from oddity.numerics.chain import (
     keep_freed_memory,
     sentences,
     solve_chain,
+    usual_tolerance,
 )
 from oddity.numerics.elements import (
     TableProgram,
@@ -110,7 +111,7 @@ def solve(
             damping=damping,
         )
     metric, program = programs
-    tol = torch.finfo(start.dtype).eps ** 0.75 if tolerance is None else tolerance
+    tol = usual_tolerance(start.dtype) if tolerance is None else tolerance
     iterations = torch.zeros(B, dtype=torch.long)
     allowed = max_iterations - (iterations if spent is None else spent)
     points, energy, decrement = start.new_empty(start.shape), start.new_zeros(B), start.new_zeros(B)
@@ -283,13 +284,11 @@ def _cleared(k, model):  # type: ignore[no-untyped-def]
 @Part
 def _blocks(blocks, bends, bent, into):  # type: ignore[no-untyped-def]
     """Blocks ``(n, d, d)``, and their bends where the model is bent."""
-    x, y, z = blocks.ravel(), bends.ravel(), into.ravel()
+    copied(blocks, into)
     if bent:
-        for i in range(len(z)):
-            z[i] = x[i] + y[i]
-    else:
-        for i in range(len(z)):
-            z[i] = x[i]
+        x, y = bends.ravel(), into.ravel()
+        for i in range(len(y)):
+            y[i] += x[i]
 
 
 @Part

@@ -81,12 +81,8 @@ class Kernel:
         compiled = self._compiled
         threads = min(count, torch.get_num_threads(), 1 + int(total / _WORTH_A_THREAD))
         # some pieces for each thread, so that none waits long; of a second at most, so that an interruption is heard
-        pieces = min(count, max(min(8 * threads, int(total / _WORTH_A_THREAD)), threads, int(total)))
-        cuts = (
-            deque(itertools.pairwise([count * i // pieces for i in range(pieces + 1)]))
-            if pieces > 1
-            else deque([(0, count)])
-        )
+        pieces = max(1, min(count, max(min(8 * threads, int(total / _WORTH_A_THREAD)), threads, int(total))))
+        cuts = deque(itertools.pairwise([count * i // pieces for i in range(pieces + 1)]))
 
         def work() -> None:
             try:

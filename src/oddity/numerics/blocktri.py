@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from oddity.numerics.native import Kernel, Part, serves
+from oddity.numerics.tiles import ROWS, inner_of_one, product
 
-__all__ = ["RAISES", "eliminated", "solve_block_tridiagonal", "solve_damped"]
+__all__ = ["RAISES", "eliminated", "room_for_elimination", "solve_block_tridiagonal", "solve_damped"]
 
 
 def solve_block_tridiagonal(
@@ -125,106 +126,173 @@ def _one_after_another(
 
 
 @Part
-def eliminated(diagonal, unit, upper, skip, rhs, x, damping, definite, raises):  # type: ignore[no-untyped-def]
-    """Cholesky factors L of the pivots, and the rows ``L^-1 [rhs, next block, next but one]``; then backwards."""
+def eliminated(diagonal, unit, upper, skip, rhs, x, damping, definite, raises, work):  # type: ignore[no-untyped-def]
+    """Solve for matrix after matrix: the factor's transpose, rows of pivot and blocks right of it; then backwards.
+
+    Rows are made four at a time: what the rows above them leave, times the inverse of their own 4 x 4 factor.
+    """
     B, n, d = rhs.shape
-    factor, rows = np.empty((n, d, d), rhs.dtype), np.empty((n, d, 2 * d + 1), rhs.dtype)
-    pivots, loads = np.empty((3, d, d), rhs.dtype), np.empty((3, d), rhs.dtype)  # of this block and the next two
-    beside = np.empty((2, d, d), rhs.dtype)  # the block right of the pivot, and of the next one
-    one = rhs.dtype.type(1)  # a whole number would make double precision of single
+    M, inverse, y, found = work
+    number, row, groups = rhs.dtype.type, _row_of(d), -(-d // ROWS)
+    one, minus = number(1), number(-1)
     for b in range(B):
         positive = False
         for turn in range(raises + 1):
             if turn:
-                damping[b] = max(rhs.dtype.type(4) * damping[b], rhs.dtype.type(0.1))
+                damping[b] = max(number(4) * damping[b], number(0.1))
             positive = True
+            for i in range(n):
+                for r in range(d):
+                    y[i * d + r] = rhs[b, i, r]
             for i in range(-2, n):
                 if i + 2 < n:  # blocks are taken in hand before they are changed
-                    ahead = (i + 2) % 3
-                    for r in range(d):
-                        loads[ahead, r] = rhs[b, i + 2, r]
-                        for c in range(d):
-                            pivots[ahead, r, c] = diagonal[b, i + 2, r, c]
-                            if raises:
-                                pivots[ahead, r, c] += damping[b] * unit[b, i + 2, r, c]
-                if -1 <= i < n - 2:
-                    for r in range(d):
-                        for c in range(d):
-                            beside[(i + 1) % 2, r, c] = upper[b, i + 1, r, c]
+                    _taken(b, i + 2, diagonal, unit, upper, skip, damping[b] if raises else number(0), M)
                 if i < 0:
                     continue
-                L, row, pivot = factor[i], rows[i], pivots[i % 3]
-                for r in range(d):
-                    for c in range(r):
-                        entry = pivot[r, c]
-                        for k in range(c):
-                            entry -= L[r, k] * L[c, k]
-                        L[r, c] = entry * L[c, c]
-                    square = pivot[r, r]
-                    for k in range(r):
-                        square -= L[r, k] * L[r, k]
-                    positive = positive and square > 0
-                    L[r, r] = one / np.sqrt(square)
+                here, width = i * d * row, _width(i, n, d)
+                for g in range(groups):
+                    first = g * ROWS
+                    rows, place, own = min(ROWS, d - first), here + first * (row + 1), (i * groups + g) * ROWS * ROWS
+                    if g:
+                        top = here + first
+                        product(M, place, row, rows, width - first, True, minus, M, top, 1, row, M, top, row, first)
+                    positive = positive and _inverted(M, place, row, rows, inverse, own)
+                    if not positive:
+                        break
+                    product(M, place, row, rows, width - first, False, one, inverse, own, ROWS, 1, M, place, row, rows)
+                    _lowered(y, i * d + first, rows, inverse, own)
+                    rest = first + rows
+                    if rest < width:
+                        after = i * d + rest
+                        product(
+                            y, after, 0, 1, width - rest, True, minus, y, i * d + first, 0, 1, M, place + rows, row, rows
+                        )
                 if not positive:
                     break
-                columns = 1
-                for r in range(d):
-                    row[r, 0] = loads[i % 3, r]
-                    if i + 1 < n:
-                        columns = 1 + d
-                        for c in range(d):
-                            row[r, 1 + c] = beside[i % 2, r, c]
-                    if i % 2 == 1 and i + 2 < n:
-                        columns = 1 + 2 * d
-                        for c in range(d):
-                            row[r, 1 + d + c] = skip[b, i // 2, r, c]
-                for r in range(d):
-                    for k in range(r):
-                        for c in range(columns):
-                            row[r, c] -= L[r, k] * row[k, c]
-                    for c in range(columns):
-                        row[r, c] *= L[r, r]
-                if columns > 1:
-                    pivot, load = pivots[(i + 1) % 3], loads[(i + 1) % 3]
-                    for k in range(d):
-                        for c in range(d):
-                            load[c] -= row[k, 0] * row[k, 1 + c]
-                        for r in range(d):
-                            for c in range(d):
-                                pivot[r, c] -= row[k, 1 + r] * row[k, 1 + c]
-                if columns > 1 + d:
-                    pivot, load, near = pivots[(i + 2) % 3], loads[(i + 2) % 3], beside[(i + 1) % 2]
-                    for k in range(d):
-                        for c in range(d):
-                            load[c] -= row[k, 0] * row[k, 1 + d + c]
-                        for r in range(d):
-                            for c in range(d):
-                                pivot[r, c] -= row[k, 1 + d + r] * row[k, 1 + d + c]
-                                near[r, c] -= row[k, 1 + r] * row[k, 1 + d + c]
+                for k in range(1, width // d):  # the rows of the next block, and of the one after
+                    for first in range(0, d, ROWS):
+                        into, top = here + k * d * row + first * (row + 1), here + k * d + first
+                        rows, wide = min(ROWS, d - first), width - k * d - first
+                        product(M, into, row, rows, wide, True, minus, M, top, 1, row, M, top, row, d)
             if positive:
                 break
         definite[b] = positive
-        if not positive:
-            x[b] = 0
-            continue
-        load = loads[0]
-        for i in range(n - 1, -1, -1):
-            L, row = factor[i], rows[i]
+        if positive:
+            _backwards(M, inverse, y, found, n, d)
+        for i in range(n):
             for r in range(d):
-                load[r] = row[r, 0]
-                if i + 1 < n:
-                    for c in range(d):
-                        load[r] -= row[r, 1 + c] * x[b, i + 1, c]
-                if i % 2 == 1 and i + 2 < n:
-                    for c in range(d):
-                        load[r] -= row[r, 1 + d + c] * x[b, i + 2, c]
-            for r in range(d - 1, -1, -1):
-                x[b, i, r] = load[r] * L[r, r]
-                for k in range(r):
-                    load[k] -= L[r, k] * x[b, i, r]
+                x[b, i, r] = found[i * d + r] if positive else number(0)
 
 
-_eliminated = Kernel(eliminated.f)
+@Part
+def room_for_elimination(n, d, dtype):  # type: ignore[no-untyped-def]
+    """Rows of pivots and blocks right of them, with zeros beyond; inverse factors; right-hand side and solution."""
+    beyond = 3 * d + _BEYOND
+    rows, factors = np.zeros(n * d * _row_of(d) + beyond, dtype), np.zeros(n * -(-d // ROWS) * ROWS * ROWS, dtype)
+    return rows, factors, np.zeros(n * d + beyond, dtype), np.zeros(n * d + beyond, dtype)
+
+
+_BEYOND = 16  # numbers that a tile may read too far
+
+
+@Part
+def _row_of(d):  # type: ignore[no-untyped-def]
+    """Numbers from row to row."""
+    return -(-(3 * d + _BEYOND - 1) // _BEYOND) * _BEYOND
+
+
+@Part
+def _width(i, n, d):  # type: ignore[no-untyped-def]
+    """Columns of a row: the pivot's, and those of the next block and of the one after where there are any."""
+    if i + 1 == n:
+        return d
+    return 3 * d if i % 2 == 1 and i + 2 < n else 2 * d
+
+
+@Part
+def _taken(b, i, diagonal, unit, upper, skip, damping, M):  # type: ignore[no-untyped-def]
+    """Write the rows of block i."""
+    n, d = diagonal.shape[1], diagonal.shape[2]
+    row, width, zero = _row_of(d), _width(i, n, d), M.dtype.type(0)
+    for r in range(d):
+        place = (i * d + r) * row
+        for c in range(d):
+            M[place + c] = diagonal[b, i, r, c]
+        if damping > 0:
+            for c in range(d):
+                M[place + c] += damping * unit[b, i, r, c]
+        if width > d:
+            for c in range(d):
+                M[place + d + c] = upper[b, i, r, c]
+        else:
+            for c in range(d):
+                M[place + d + c] = zero
+        if width > 2 * d:
+            for c in range(d):
+                M[place + 2 * d + c] = skip[b, i // 2, r, c]
+        else:
+            for c in range(d):
+                M[place + 2 * d + c] = zero
+
+
+@Part
+def _inverted(M, place, row, rows, T, own):  # type: ignore[no-untyped-def]
+    """The inverse of the factor of up to four rows, of their upper half; whether they are positive definite."""
+    number = M.dtype.type
+    positive = True
+    for c in range(rows):
+        square = M[place + c * row + c]
+        for r in range(c):  # the column of the transposed factor
+            entry = number(0)
+            for k in range(r + 1):
+                entry += T[own + r * ROWS + k] * M[place + k * row + c]
+            T[own + c * ROWS + r] = entry
+            square -= entry * entry
+        positive = positive and square > 0
+        scale = number(1) / np.sqrt(square)
+        for k in range(c):  # minus the row of the factor times the inverse so far
+            entry = number(0)
+            for r in range(k, c):
+                entry += T[own + c * ROWS + r] * T[own + r * ROWS + k]
+            T[own + c * ROWS + k] = -scale * entry
+        T[own + c * ROWS + c] = scale
+    return positive
+
+
+@Part
+def _lowered(y, place, rows, T, own):  # type: ignore[no-untyped-def]
+    """The inverse factor times up to four numbers."""
+    for r in range(rows - 1, -1, -1):
+        total = T[own + r * ROWS + r] * y[place + r]
+        for k in range(r):
+            total += T[own + r * ROWS + k] * y[place + k]
+        y[place + r] = total
+
+
+@Part
+def _backwards(M, inverse, y, x, n, d):  # type: ignore[no-untyped-def]
+    """Solve with the transposed factor."""
+    row, groups, number = _row_of(d), -(-d // ROWS), y.dtype.type
+    minus = number(-1)
+    for i in range(n - 1, -1, -1):
+        width = _width(i, n, d)
+        for g in range(groups - 1, -1, -1):
+            first = g * ROWS
+            rows, place, own = min(ROWS, d - first), i * d * row + first * (row + 1), (i * groups + g) * ROWS * ROWS
+            rest = first + rows
+            right, own_y = i * d + rest, i * d + first
+            inner_of_one(y, own_y, 0, minus, x, right, 0, 1, M, place + rows, row, rows, width - rest)
+            for c in range(rows):
+                total = number(0)
+                for r in range(c, rows):
+                    total += inverse[own + r * ROWS + c] * y[own_y + r]
+                x[own_y + c] = total
+
+
+@Kernel
+def _eliminated(diagonal, unit, upper, skip, rhs, x, damping, definite, raises):  # type: ignore[no-untyped-def]
+    work = room_for_elimination(rhs.shape[1], rhs.shape[2], rhs.dtype)
+    eliminated(diagonal, unit, upper, skip, rhs, x, damping, definite, raises, work)
 
 
 def _cyclic(diagonal: Tensor, upper: Tensor, rhs: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:

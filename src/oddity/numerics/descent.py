@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oddity.numerics.blocktri import RAISES, eliminated
+from oddity.numerics.blocktri import RAISES, eliminated, room_for_elimination
 from oddity.numerics.chain import (
     ISOTROPIC,
     LITTLE,
@@ -163,7 +163,7 @@ def _solved(c, h, allowed, points, energy, decrement, iterations, status, metric
     rhs, step = np.empty((1, n - 1, d), c.dtype), np.empty((1, n - 1, d), c.dtype)
     undamped, none = np.empty((1, n - 1, d), c.dtype), np.zeros(1, c.dtype)
     held, definite = np.empty(1, c.dtype), np.empty(1, np.bool_)
-    raises, never = np.int64(RAISES), np.int64(0)
+    raises, never, elimination = np.int64(RAISES), np.int64(0), room_for_elimination(n - 1, d, c.dtype)
     for b in range(B):
         k, iteration, newton, bent, solved, begun = np.int64(1), 0, exact, exact, True, False
         held[0] = number(damping)
@@ -214,13 +214,13 @@ def _solved(c, h, allowed, points, energy, decrement, iterations, status, metric
             for i in range(n - 1):
                 for a in range(d):
                     rhs[0, i, a] = -gradient[k, i, a]
-            eliminated(H, unit, H_upper, H_skip, rhs, step, held, definite, raises)
+            eliminated(H, unit, H_upper, H_skip, rhs, step, held, definite, raises, elimination)
             solved = definite[0] and _is_finite(step[0])
             promised = _promise(step[0], gradient[k], unit[0], held[0])
             left = promised
             if held[0] > 1 and promised <= tolerance * value:
                 one = slice(k, k + 1)
-                eliminated(diagonal[one], unit, upper[one], skip[one], rhs, undamped, none, definite, never)
+                eliminated(diagonal[one], unit, upper[one], skip[one], rhs, undamped, none, definite, never, elimination)
                 left = _promise(undamped[0], gradient[k], unit[0], none[0]) if definite[0] else number(np.inf)
             if held[0] > MAX_DAMPING:
                 code = Status.STUCK

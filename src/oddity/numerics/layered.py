@@ -17,6 +17,7 @@ from torch import Tensor
 
 from oddity.numerics.native import Kernel, Part
 from oddity.numerics.stages import ACTIVATIONS, SOFTPLUS_THRESHOLD, Stage
+from oddity.numerics.tiles import ROWS, inner, inner_of_few
 
 __all__ = [
     "LayeredProgram",
@@ -355,37 +356,14 @@ def _added(inputs, k, matrices, p, x):  # type: ignore[no-untyped-def]
 
 @Part
 def _multiplied(left, p, right, q, m, factor, symmetric, into):  # type: ignore[no-untyped-def]
-    """Add a factor times the products of two frames ``(d, m)`` to a block; of a symmetric one the upper half.
-
-    Two rows by four at a time; where there are no more, a row is taken twice and its products are left.
-    """
-    d, last, zero = len(into), len(into) - 1, left.dtype.type(0)
-    for r in range(0, d, 2):
-        x = left[p + r * m : p + (r + 1) * m]
-        y = left[p + min(r + 1, last) * m : p + (min(r + 1, last) + 1) * m]
-        for c in range(r // 4 * 4 if symmetric else 0, d, 4):
-            s = right[q + c * m : q + (c + 1) * m]
-            t = right[q + min(c + 1, last) * m : q + (min(c + 1, last) + 1) * m]
-            u = right[q + min(c + 2, last) * m : q + (min(c + 2, last) + 1) * m]
-            v = right[q + min(c + 3, last) * m : q + (min(c + 3, last) + 1) * m]
-            xs, xt, xu, xv, ys, yt, yu, yv = zero, zero, zero, zero, zero, zero, zero, zero
-            for j in range(m):
-                xs += x[j] * s[j]
-                xt += x[j] * t[j]
-                xu += x[j] * u[j]
-                xv += x[j] * v[j]
-                ys += y[j] * s[j]
-                yt += y[j] * t[j]
-                yu += y[j] * u[j]
-                yv += y[j] * v[j]
-            for k in range(min(2, d - r)):
-                into[r + k, c] += factor * (ys if k else xs)
-                if c + 1 < d:
-                    into[r + k, c + 1] += factor * (yt if k else xt)
-                if c + 2 < d:
-                    into[r + k, c + 2] += factor * (yu if k else xu)
-                if c + 3 < d:
-                    into[r + k, c + 3] += factor * (yv if k else xv)
+    """Add a factor times the products of two frames ``(d, m)`` to a block; of a symmetric one the upper half."""
+    d = len(into)
+    for r in range(0, d, ROWS):
+        for c in range(r if symmetric else 0, d, ROWS):
+            if d > 2:
+                inner(into, r * d + c, d, factor, left, p + r * m, m, d - r, right, q + c * m, m, d - c, m)
+            else:
+                inner_of_few(into, r * d + c, d, factor, left, p + r * m, m, d - r, right, q + c * m, m, d - c, m)
 
 
 @Part

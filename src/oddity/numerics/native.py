@@ -144,6 +144,16 @@ class Part:
         """Run it uncompiled."""
         return self.f(*args)
 
+    def compiled(self) -> Any:
+        """What Numba makes of it."""
+        import numba
+
+        return numba.njit(**_COMPILING)(_joined(self))
+
+    def told(self) -> list[Any]:
+        """What a mark has to tell of it, beside its own function and parts."""
+        return []
+
 
 _FAST = "contract", "reassoc", "nsz", "arcp"  # sums are reordered to fill the registers; NaN keeps its meaning
 _COMPILING: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": set(_FAST)}
@@ -160,9 +170,7 @@ def _joined(whole: Kernel | Part) -> Callable[..., Any]:
 
 @functools.cache
 def _compiled_part(part: Part) -> Any:
-    import numba
-
-    return numba.njit(**_COMPILING)(_joined(part))
+    return part.compiled()
 
 
 def _parts(whole: Kernel | Part) -> dict[str, Part]:
@@ -177,6 +185,7 @@ def _mark(whole: Kernel | Part) -> str:
     constants = {name: _constant(known[name]) for name in code.co_names if name in known}
     told = [code.co_code.hex(), code.co_consts, code.co_names, constants, _FAST]
     told += [(name, _mark(part)) for name, part in sorted(_parts(whole).items())]
+    told += whole.told() if isinstance(whole, Part) else []
     return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 

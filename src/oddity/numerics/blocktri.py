@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from oddity.numerics.native import Kernel, Part, serves
-from oddity.numerics.tiles import ROWS, inner_of_one, product
+from oddity.numerics.tiles import ROWS, inner_of_one, laid, product
 
 __all__ = ["RAISES", "eliminated", "room_for_elimination", "solve_block_tridiagonal", "solve_damped"]
 
@@ -132,6 +132,9 @@ def eliminated(diagonal, unit, upper, skip, rhs, x, damping, definite, raises, w
     Rows are made four at a time: what the rows above them leave, times the inverse of their own 4 x 4 factor.
     """
     B, n, d = rhs.shape
+    if d == 2:
+        _eliminated_pairs(diagonal, unit, upper, skip, rhs, x, damping, definite, raises, work[0])
+        return
     M, inverse, y, found = work
     number, row, groups = rhs.dtype.type, _row_of(d), -(-d // ROWS)
     one, minus = number(1), number(-1)
@@ -185,6 +188,91 @@ def eliminated(diagonal, unit, upper, skip, rhs, x, damping, definite, raises, w
 
 
 @Part
+def _eliminated_pairs(diagonal, unit, upper, skip, rhs, x, damping, definite, raises, room):  # type: ignore[no-untyped-def]
+    """The same for blocks of 2 x 2, written out: a solution is x = y - U x_next - S x_next_but_one."""
+    B, n, number = len(rhs), rhs.shape[1], rhs.dtype.type
+    zero, one = number(0), number(1)
+    rows = room[: 10 * n].reshape(n, 10)
+    for b in range(B):
+        positive = False
+        for turn in range(raises + 1):
+            if turn:
+                damping[b] = max(number(4) * damping[b], number(0.1))
+            positive, held = True, damping[b] if raises else zero
+            # what earlier blocks leave on this one and on the next: pivot, load, and the block beside the pivot
+            p, q, s, f, g = zero, zero, zero, zero, zero
+            next_p, next_q, next_s, next_f, next_g = zero, zero, zero, zero, zero
+            u, v, w, z = zero, zero, zero, zero
+            for i in range(n):
+                p += diagonal[b, i, 0, 0]
+                q += diagonal[b, i, 0, 1]
+                s += diagonal[b, i, 1, 1]
+                if held > 0:
+                    p += held * unit[b, i, 0, 0]
+                    q += held * unit[b, i, 0, 1]
+                    s += held * unit[b, i, 1, 1]
+                f += rhs[b, i, 0]
+                g += rhs[b, i, 1]
+                scale = one / p
+                ratio = scale * q
+                rest = s - q * ratio
+                positive = p > 0 and rest > 0
+                if not positive:
+                    break
+                last = one / rest  # of the inverse
+                p, q, s = scale + ratio * ratio * last, -ratio * last, last
+                row = rows[i]
+                x0, x1 = p * f + q * g, q * f + s * g
+                row[0], row[1] = x0, x1
+                f, g = next_f, next_g
+                pivot = p, q, s
+                p, q, s = next_p, next_q, next_s
+                next_p, next_q, next_s, next_f, next_g = zero, zero, zero, zero, zero
+                if i + 1 == n:
+                    break
+                u += upper[b, i, 0, 0]
+                v += upper[b, i, 0, 1]
+                w += upper[b, i, 1, 0]
+                z += upper[b, i, 1, 1]
+                u0, v0 = pivot[0] * u + pivot[1] * w, pivot[0] * v + pivot[1] * z
+                u1, v1 = pivot[1] * u + pivot[2] * w, pivot[1] * v + pivot[2] * z
+                row[2], row[3], row[4], row[5] = u0, v0, u1, v1
+                p -= u * u0 + w * u1
+                q -= u * v0 + w * v1
+                s -= v * v0 + z * v1
+                f -= u * x0 + w * x1
+                g -= v * x0 + z * x1
+                if i % 2 == 1 and i + 2 < n:
+                    k, l = skip[b, i // 2, 0, 0], skip[b, i // 2, 0, 1]
+                    m, o = skip[b, i // 2, 1, 0], skip[b, i // 2, 1, 1]
+                    k0, l0 = pivot[0] * k + pivot[1] * m, pivot[0] * l + pivot[1] * o
+                    k1, l1 = pivot[1] * k + pivot[2] * m, pivot[1] * l + pivot[2] * o
+                    row[6], row[7], row[8], row[9] = k0, l0, k1, l1
+                    next_p, next_q, next_s = -k * k0 - m * k1, -k * l0 - m * l1, -l * l0 - o * l1
+                    next_f, next_g = -k * x0 - m * x1, -l * x0 - o * x1
+                    u, v, w, z = -u * k0 - w * k1, -u * l0 - w * l1, -v * k0 - z * k1, -v * l0 - z * l1
+                else:
+                    u, v, w, z = zero, zero, zero, zero
+            if positive:
+                break
+        definite[b] = positive
+        if not positive:
+            for i in range(n):
+                x[b, i, 0] = x[b, i, 1] = zero
+            continue
+        for i in range(n - 1, -1, -1):
+            row = rows[i]
+            f, g = row[0], row[1]
+            if i + 1 < n:
+                f -= row[2] * x[b, i + 1, 0] + row[3] * x[b, i + 1, 1]
+                g -= row[4] * x[b, i + 1, 0] + row[5] * x[b, i + 1, 1]
+            if i % 2 == 1 and i + 2 < n:
+                f -= row[6] * x[b, i + 2, 0] + row[7] * x[b, i + 2, 1]
+                g -= row[8] * x[b, i + 2, 0] + row[9] * x[b, i + 2, 1]
+            x[b, i, 0], x[b, i, 1] = f, g
+
+
+@Part
 def room_for_elimination(n, d, dtype):  # type: ignore[no-untyped-def]
     """Rows of pivots and blocks right of them, with zeros beyond; inverse factors; right-hand side and solution."""
     beyond = 3 * d + _BEYOND
@@ -211,51 +299,51 @@ def _width(i, n, d):  # type: ignore[no-untyped-def]
 
 @Part
 def _taken(b, i, diagonal, unit, upper, skip, damping, M):  # type: ignore[no-untyped-def]
-    """Write the rows of block i."""
-    n, d = diagonal.shape[1], diagonal.shape[2]
-    row, width, zero = _row_of(d), _width(i, n, d), M.dtype.type(0)
-    for r in range(d):
-        place = (i * d + r) * row
-        for c in range(d):
-            M[place + c] = diagonal[b, i, r, c]
-        if damping > 0:
-            for c in range(d):
-                M[place + c] += damping * unit[b, i, r, c]
-        if width > d:
-            for c in range(d):
-                M[place + d + c] = upper[b, i, r, c]
-        else:
-            for c in range(d):
-                M[place + d + c] = zero
-        if width > 2 * d:
-            for c in range(d):
-                M[place + 2 * d + c] = skip[b, i // 2, r, c]
-        else:
-            for c in range(d):
-                M[place + 2 * d + c] = zero
+    """Write the rows of block i, with zeros beyond."""
+    n, d, zero = diagonal.shape[1], diagonal.shape[2], M.dtype.type(0)
+    row, width = _row_of(d), _width(i, n, d)
+    at, block = i * d * row, d * d
+    here, beside, over = (b * n + i) * block, (b * (n - 1) + i) * block, (b * skip.shape[1] + i // 2) * block
+    laid(M, at, row, d, diagonal, here, d, d, damping, unit, here)
+    laid(M, at + d, row, d, upper, beside, d, d if width > d else 0, zero, upper, beside)
+    laid(M, at + 2 * d, row, row - 2 * d, skip, over, d, d if width > 2 * d else 0, zero, skip, over)
 
 
 @Part
 def _inverted(M, place, row, rows, T, own):  # type: ignore[no-untyped-def]
     """The inverse of the factor of up to four rows, of their upper half; whether they are positive definite."""
-    number = M.dtype.type
-    positive = True
-    for c in range(rows):
-        square = M[place + c * row + c]
-        for r in range(c):  # the column of the transposed factor
-            entry = number(0)
-            for k in range(r + 1):
-                entry += T[own + r * ROWS + k] * M[place + k * row + c]
-            T[own + c * ROWS + r] = entry
-            square -= entry * entry
-        positive = positive and square > 0
-        scale = number(1) / np.sqrt(square)
-        for k in range(c):  # minus the row of the factor times the inverse so far
-            entry = number(0)
-            for r in range(k, c):
-                entry += T[own + c * ROWS + r] * T[own + r * ROWS + k]
-            T[own + c * ROWS + k] = -scale * entry
-        T[own + c * ROWS + c] = scale
+    one = M.dtype.type(1)
+    square = M[place]
+    positive = square > 0
+    a = one / np.sqrt(square)
+    T[own] = a
+    if rows == 1:
+        return positive
+    p = a * M[place + 1]  # of the factor's transpose: p q r, s t, u
+    second = place + row
+    square = M[second + 1] - p * p
+    positive = positive and square > 0
+    b = one / np.sqrt(square)
+    T[own + 4], T[own + 5] = -b * p * a, b
+    if rows == 2:
+        return positive
+    q = a * M[place + 2]
+    s = b * (M[second + 2] - p * q)
+    third = second + row
+    square = M[third + 2] - q * q - s * s
+    positive = positive and square > 0
+    c = one / np.sqrt(square)
+    T[own + 8], T[own + 9], T[own + 10] = -c * (q * T[own] + s * T[own + 4]), -c * s * b, c
+    if rows == 3:
+        return positive
+    r = a * M[place + 3]
+    t = b * (M[second + 3] - p * r)
+    u = c * (M[third + 3] - q * r - s * t)
+    square = M[third + row + 3] - r * r - t * t - u * u
+    positive = positive and square > 0
+    d = one / np.sqrt(square)
+    T[own + 12] = -d * (r * T[own] + t * T[own + 4] + u * T[own + 8])
+    T[own + 13], T[own + 14], T[own + 15] = -d * (t * b + u * T[own + 9]), -d * u * c, d
     return positive
 
 

@@ -180,7 +180,6 @@ def _solved(c, h, allowed, points, energy, decrement, iterations, status, metric
                 if begun:
                     gain = (value - tried) / promised
                 if np.isfinite(tried) and (gain > number(1e-4) or not begun):
-                    _cleared(j, model)
                     if guided:
                         energy_of(program, x[j], h[b], newton, place)
                     derive(program, x[j], h[b], newton, place, j, model)
@@ -210,18 +209,26 @@ def _solved(c, h, allowed, points, energy, decrement, iterations, status, metric
             _blocks(diagonal[k], bend[k], bent, H[0])
             _blocks(upper[k], bend_upper[k], bent and beside, H_upper[0])
             _blocks(skip[k], bend_skip[k], bent and beside, H_skip[0])
-            _dampers(diagonal[k], n, unit[0])
-            for i in range(n - 1):
-                for a in range(d):
-                    rhs[0, i, a] = -gradient[k, i, a]
-            eliminated(H, unit, H_upper, H_skip, rhs, step, held, definite, raises, elimination)
+            _negated(gradient[k], rhs[0])
+            damped = held[0] > 0
+            if damped:
+                _dampers(diagonal[k], n, unit[0])
+                eliminated(H, unit, H_upper, H_skip, rhs, step, held, definite, raises, elimination)
+            else:
+                eliminated(H, H, H_upper, H_skip, rhs, step, held, definite, never, elimination)
+                if not definite[0]:
+                    _dampers(diagonal[k], n, unit[0])
+                    eliminated(H, unit, H_upper, H_skip, rhs, step, held, definite, raises, elimination)
+                    damped = True
             solved = definite[0] and _is_finite(step[0])
-            promised = _promise(step[0], gradient[k], unit[0], held[0])
+            promised = _promised(step[0], gradient[k])
+            if damped:
+                promised += _held_back(step[0], unit[0], held[0])
             left = promised
             if held[0] > 1 and promised <= tolerance * value:
                 one = slice(k, k + 1)
                 eliminated(diagonal[one], unit, upper[one], skip[one], rhs, undamped, none, definite, never, elimination)
-                left = _promise(undamped[0], gradient[k], unit[0], none[0]) if definite[0] else number(np.inf)
+                left = _promised(undamped[0], gradient[k]) if definite[0] else number(np.inf)
             if held[0] > MAX_DAMPING:
                 code = Status.STUCK
             if iteration >= allowed[b]:
@@ -231,10 +238,7 @@ def _solved(c, h, allowed, points, energy, decrement, iterations, status, metric
             if code != Status.RUNNING:
                 break
             newton = newton or (solved and promised <= newton_below * value)
-            copied(x[k], x[1 - k])
-            for i in range(n - 1):
-                for a in range(d):
-                    x[1 - k, i + 1, a] += step[0, i, a]
+            _moved(x[k], step[0], x[1 - k])
         copied(x[k], points[b])
         energy[b], iterations[b], status[b] = value, iteration, code
         decrement[b] = number(0) if code == Status.NOT_FINITE else left / max(value, number(tiny))
@@ -270,18 +274,6 @@ def _two_models(n, d, beside, dtype):  # type: ignore[no-untyped-def]
 
 
 @Part
-def _cleared(k, model):  # type: ignore[no-untyped-def]
-    gradient, diagonal, upper, skip, bend, bend_upper, bend_skip = model
-    gradient[k] = 0
-    diagonal[k] = 0
-    upper[k] = 0
-    skip[k] = 0
-    bend[k] = 0
-    bend_upper[k] = 0
-    bend_skip[k] = 0
-
-
-@Part
 def _blocks(blocks, bends, bent, into):  # type: ignore[no-untyped-def]
     """Blocks ``(n, d, d)``, and their bends where the model is bent."""
     copied(blocks, into)
@@ -295,28 +287,51 @@ def _blocks(blocks, bends, bent, into):  # type: ignore[no-untyped-def]
 def _dampers(D, n, unit):  # type: ignore[no-untyped-def]
     """The unit of damping, see :func:`oddity.numerics.chain.solve_chain`."""
     d, number = D.shape[1], D.dtype.type
-    largest = number(0)
+    x, y, largest = D.ravel(), unit.ravel(), number(0)
     for i in range(len(D)):
         trace = number(0)
         for a in range(d):
             trace += D[i, a, a]
         largest = max(largest, trace / number(d))
     share = number(0.5 * (np.pi / n) ** 2)
+    for i in range(len(x)):
+        y[i] = share * x[i]
     for i in range(len(D)):
-        for r in range(d):
-            for a in range(d):
-                unit[i, r, a] = share * D[i, r, a]
-            unit[i, r, r] += share * number(ISOTROPIC) * largest
+        for a in range(d):
+            unit[i, a, a] += share * number(ISOTROPIC) * largest
 
 
 @Part
-def _promise(step, gradient, unit, held):  # type: ignore[no-untyped-def]
-    """What the model promises of a step: -g's/2, and half of what the damping held back."""
-    d, total, half = step.shape[1], step.dtype.type(0), step.dtype.type(0.5)
+def _negated(x, into):  # type: ignore[no-untyped-def]
+    a, b = x.ravel(), into.ravel()
+    for i in range(len(a)):
+        b[i] = -a[i]
+
+
+@Part
+def _moved(x, step, into):  # type: ignore[no-untyped-def]
+    """A chain ``(n+1, d)``, its inner nodes moved by a step ``(n-1, d)``."""
+    copied(x, into)
+    d, a, b = x.shape[1], step.ravel(), into.ravel()
+    for i in range(len(a)):
+        b[d + i] += a[i]
+
+
+@Part
+def _promised(step, gradient):  # type: ignore[no-untyped-def]
+    """What the model promises of an undamped step: -g's/2."""
+    total, s, g = step.dtype.type(0), step.ravel(), gradient.ravel()
+    for i in range(len(s)):
+        total -= g[i] * s[i]
+    return step.dtype.type(0.5) * total
+
+
+@Part
+def _held_back(step, unit, held):  # type: ignore[no-untyped-def]
+    """What it promises more, since the damping held it back: s'(held unit)s/2."""
+    d, total = step.shape[1], step.dtype.type(0)
     for i in range(len(step)):
         for r in range(d):
-            back = step.dtype.type(0)
             for a in range(d):
-                back += unit[i, r, a] * step[i, a]
-            total += (held * back - gradient[i, r]) * step[i, r]
-    return half * total
+                total += step[i, r] * unit[i, r, a] * step[i, a]
+    return step.dtype.type(0.5) * held * total

@@ -387,12 +387,18 @@ def _weighted(y, i, unit, scale, widths, w):  # type: ignore[no-untyped-def]
 
 @Part
 def derive_in_layers(program, c, widths, exact, work, k, model):  # type: ignore[no-untyped-def]
-    """The rest of the model of a chain whose activations are in the room: added to the k-th of some models.
+    """The rest of the model of a chain whose activations are in the room: the k-th of some models.
 
     Only diagonal blocks bend.
     """
     table = program[2]
     gradient, diagonal, upper, skip, bend, _, _ = model
+    gradient[k] = 0
+    diagonal[k] = 0
+    upper[k] = 0
+    skip[k] = 0
+    if exact:
+        bend[k] = 0
     for s in range(len(table)):
         if table[s, 5] & _LAST:
             _derived(program, s, c, widths, exact, work, gradient[k], diagonal[k], upper[k], skip[k], bend[k])

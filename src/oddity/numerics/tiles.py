@@ -14,7 +14,7 @@ from typing import Any
 
 from oddity.numerics.native import Part
 
-__all__ = ["ROWS", "inner", "inner_of_few", "inner_of_one", "product"]
+__all__ = ["ROWS", "inner", "inner_of_few", "inner_of_one", "laid", "product"]
 
 ROWS = 4  # of a tile
 _COLUMNS = 16  # of a narrow one; vectors hold 16 numbers of single precision, or half as many of double
@@ -143,22 +143,28 @@ def _folded(builder: Any, x: Any, y: Any, group: int) -> Any:
     return builder.fadd(*halves)
 
 
-def _masked(builder: Any, pointer: Any, count: int, some: Any, element: Any) -> tuple[Any, Callable[[Any], None]]:
-    """The first so many of a few numbers at a place, and what writes them back; the others are left alone."""
+def _mask(builder: Any, some: Any, count: int) -> Any:
+    """Which of a few numbers are among the first so many."""
+    from llvmlite import ir
+
+    whole = ir.IntType(32)
+    numbers = ir.Constant(ir.VectorType(whole, count), list(range(count)))
+    return builder.icmp_signed("<", numbers, _spread(builder, builder.trunc(some, whole), count))
+
+
+def _masked(builder: Any, pointer: Any, mask: Any, element: Any) -> tuple[Any, Callable[[Any], None]]:
+    """Those numbers at a place that a mask tells, zeros for the others; and what writes them back there."""
     from llvmlite import ir
     from numba.core import cgutils
 
-    kind, whole = ir.VectorType(element, count), ir.IntType(32)
-    flags = ir.VectorType(ir.IntType(1), count)
-    numbers = ir.Constant(ir.VectorType(whole, count), list(range(count)))
-    mask = builder.icmp_signed("<", numbers, _spread(builder, builder.trunc(some, whole), count))
-    place = builder.bitcast(pointer, kind.as_pointer())
-    name, align = f"v{count}f{32 if isinstance(element, ir.FloatType) else 64}.p0", ir.Constant(whole, _BYTES // _lanes(element))
-    load = ir.FunctionType(kind, [kind.as_pointer(), whole, flags, kind])
-    store = ir.FunctionType(ir.VoidType(), [kind, kind.as_pointer(), whole, flags])
+    kind, whole = ir.VectorType(element, mask.type.count), ir.IntType(32)
+    place, align = builder.bitcast(pointer, kind.as_pointer()), ir.Constant(whole, _BYTES // _lanes(element))
+    name = f"v{kind.count}f{32 if isinstance(element, ir.FloatType) else 64}.p0"
+    load = ir.FunctionType(kind, [kind.as_pointer(), whole, mask.type, kind])
+    store = ir.FunctionType(ir.VoidType(), [kind, kind.as_pointer(), whole, mask.type])
     loading = cgutils.get_or_insert_function(builder.module, load, f"llvm.masked.load.{name}")
     storing = cgutils.get_or_insert_function(builder.module, store, f"llvm.masked.store.{name}")
-    found = builder.call(loading, [place, align, mask, ir.Constant(kind, [0.0] * count)])
+    found = builder.call(loading, [place, align, mask, ir.Constant(kind, [0.0] * kind.count)])
     return found, lambda value: builder.call(storing, [value, place, align, mask])
 
 
@@ -232,7 +238,8 @@ def _write_inner(builder: Any, given: list[Any], element: Any, rows: int, column
         pairs = zip(rest[::2], rest[1::2], strict=True) if len(rest) > 1 else [(rest[0], rest[0])]
         rest = [_folded(builder, *pair, group) for pair in pairs]
     times = _spread(builder, factor, columns)
-    into = [_masked(builder, _at(builder, C, c, builder.mul(c_row, r)), columns, b_rows, element) for r in places]
+    mask = _mask(builder, b_rows, columns)
+    into = [_masked(builder, _at(builder, C, c, builder.mul(c_row, r)), mask, element) for r in places]
     for r, (before, write) in enumerate(into):
         first = r * columns
         some = ir.Constant(ir.VectorType(ir.IntType(32), columns), [first % lanes + k for k in range(columns)])
@@ -240,8 +247,25 @@ def _write_inner(builder: Any, given: list[Any], element: Any, rows: int, column
         write(builder.fadd(before, builder.fmul(times, row, flags=_FUSED), flags=_FUSED))
 
 
+def _write_rows(builder: Any, given: list[Any], element: Any) -> None:
+    from numba.core import cgutils
+
+    C, c, c_row, width, A, a, rows, columns, factor, B, b = given
+    lanes = _lanes(element)
+    times = _spread(builder, factor, lanes)
+    zero = _number(0)
+    with cgutils.for_range_slice(builder, zero, width, _number(lanes), zero.type) as (column, _):
+        mask, whole = (_mask(builder, builder.sub(end, column), lanes) for end in (columns, width))
+        with cgutils.for_range(builder, rows) as loop:
+            from_here = builder.add(builder.mul(loop.index, columns), column)
+            x, _ = _masked(builder, _at(builder, A, a, from_here), mask, element)
+            y, _ = _masked(builder, _at(builder, B, b, from_here), mask, element)
+            _, write = _masked(builder, _at(builder, C, c, builder.mul(loop.index, c_row), column), whole, element)
+            write(builder.fadd(x, builder.fmul(times, y, flags=_FUSED), flags=_FUSED))
+
+
 _FUSED = ("contract",)  # a product and a sum are one operation
-_WRITERS = _number, _lanes, _vector, _at, _loaded, _stored, _spread, _folded, _masked, _row
+_WRITERS = _number, _lanes, _vector, _at, _loaded, _stored, _spread, _folded, _mask, _masked, _row
 
 
 # -- what is written -------------------------------------------------------------------------------------------------
@@ -264,6 +288,17 @@ def _block(C, c, c_row, factor, A, a, a_row, a_rows, B, b, b_row, b_rows, count,
 
 _narrow, _wide = Tile(_tile, _write_product, 1), Tile(_tile, _write_product, 2)
 inner, inner_of_few, inner_of_one = (Tile(_block, _write_inner, *size) for size in ((4, 4), (2, 2), (1, 4)))
+
+
+def _rows(C, c, c_row, width, A, a, rows, columns, factor, B, b):  # type: ignore[no-untyped-def]
+    """C = A + factor B, row by row, with zeros beyond their columns up to a width."""
+    for r in range(rows):
+        for k in range(width):
+            i = r * columns + k
+            C[c + r * c_row + k] = A[a + i] + factor * B[b + i] if k < columns else 0
+
+
+laid = Tile(_rows, _write_rows)
 
 
 @Part

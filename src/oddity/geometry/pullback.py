@@ -11,7 +11,13 @@ from torch import Tensor
 
 from oddity.geometry.manifold import Curving, Manifold
 from oddity.numerics.autodiff import Differential
-from oddity.numerics.chain import ChainModel, energy_of_values, model_from_blocks, model_from_expansion
+from oddity.numerics.chain import (
+    ChainModel,
+    energy_of_values,
+    model_from_blocks,
+    model_from_expansion,
+    squared_steps,
+)
 from oddity.numerics.expansion import Expansion, PulledValue, gram, pull
 from oddity.numerics.layered import LayeredProgram, program_of, squares_in_layers
 from oddity.numerics.native import serves
@@ -86,8 +92,7 @@ class Pullback(Manifold):
         if self.ambient is not None:
             return super()._squares(c, strides)
         values = self.differential(_padded(c))[: c.shape[0] * c.shape[1]]  # each node mapped once for all strides
-        values = values.reshape(*c.shape[:-1], -1)
-        return [values[:, ::s].diff(dim=1).square().sum(-1) for s in strides]
+        return squared_steps(values.reshape(*c.shape[:-1], -1), strides)
 
     def frame(self, z: Tensor) -> Tensor:
         """Jacobian of f, seen in the ambient space: ``(*, d) -> (*, m, d)``."""

@@ -13,16 +13,17 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from oddity.numerics.blocktri import solve_block_tridiagonal, solve_damped
 from oddity.numerics.expansion import Expansion, gram, pull
-from oddity.numerics.native import Kernel, serves
+from oddity.numerics.native import Kernel, Part, serves
 
 __all__ = [
     "ISOTROPIC",
@@ -46,6 +47,7 @@ __all__ = [
     "places_at",
     "sentences",
     "solve_chain",
+    "squared_steps",
     "usual_tolerance",
 ]
 
@@ -248,6 +250,27 @@ def _sloped(value, stiff, loose, energy, weights):  # type: ignore[no-untyped-de
                     x = here[j]
                     single = s * (x - before[j]) - t * (after[j] - x)
                     into[j] = single - u * (x - first[j]) + v * (last[j] - x)
+
+
+def squared_steps(values: Tensor, strides: Sequence[int]) -> list[Tensor]:
+    """Squared lengths of the steps over every s-th of some values, for each stride s: ``(B, n+1, m) -> (B, n/s)``."""
+    if not serves(values):
+        return [values[:, ::s].diff(dim=1).square().sum(-1) for s in strides]
+    squares = [values.new_empty(len(values), (values.shape[1] - 1) // s) for s in strides]
+    for stride, found in zip(strides, squares, strict=True):
+        _squared(values, out=(found,), shared=(stride,))  # the values are at hand on this thread
+    return squares
+
+
+@Kernel
+def _squared(value, squares, stride):  # type: ignore[no-untyped-def]
+    B, steps = squares.shape
+    for b in range(B):
+        for i in range(steps):
+            x, y, total = value[b, i * stride], value[b, (i + 1) * stride], value.dtype.type(0)
+            for j in range(len(x)):
+                total += (y[j] - x[j]) * (y[j] - x[j])
+            squares[b, i] = total
 
 
 class ChainProblem(Protocol):
@@ -503,7 +526,63 @@ def interpolate_chain(c: Tensor, t: Tensor) -> Tensor:
     >>> bool(torch.allclose(interpolate_chain(cubic, t + 0.01 * (1 - t)), ((1 + t + 0.01 * (1 - t)) ** 3)[:, None]))
     True
     """
-    return _cubics(c, t)[0]
+    if c.ndim != 3 or c.shape[1] < 5 or not serves(c, t):
+        return _cubics(c, t)[0]
+    t = t.expand(len(c), t.shape[-1])
+    points = c.new_empty(*t.shape, c.shape[2])
+    _interpolated(c, t, out=(points,))
+    return points
+
+
+@Kernel
+def _interpolated(c, t, points):  # type: ignore[no-untyped-def]
+    """Chain after chain: lengths of chords, slopes, and the cubic at each place."""
+    B, nodes, d = c.shape
+    n, number = nodes - 1, c.dtype.type
+    size, slope = np.empty(n, c.dtype), np.empty((nodes, d), c.dtype)
+    one, two, three, tiny = number(1), number(2), number(3), number(np.finfo(c.dtype).tiny)
+    for b in range(B):
+        for i in range(n):
+            square = number(0)
+            for a in range(d):
+                square += (c[b, i + 1, a] - c[b, i, a]) ** 2
+            size[i] = np.sqrt(square)
+        for i in range(nodes):
+            left, right = max(i - 1, 0), min(i, n - 1)  # the chords beside the node
+            least = most = size[left]
+            for k in range(max(i - 2, 0), min(i + 2, n)):
+                least, most = min(least, size[k]), max(most, size[k])
+            even = min(max(three * (least / max(most, tiny)) - number(0.5), number(0)), one)
+            total = max(size[left] + size[right], tiny)
+            for a in range(d):
+                near = c[b, i, a] - c[b, i - 1, a] if i else c[b, 1, a] - c[b, 0, a]
+                far = c[b, i + 1, a] - c[b, i, a] if i < n else near
+                mean = (size[right] * near + size[left] * far) / total
+                own = _slope(c[b], i, a)
+                slope[i, a] = own if even == 1 else mean + even * (own - mean)
+        for k in range(t.shape[1]):
+            place = t[b, k] * t.dtype.type(n)
+            left = min(max(int(np.floor(place)), 0), n - 1)
+            s = number(place - left)
+            for a in range(d):
+                begin, end, u, v = c[b, left, a], c[b, left + 1, a], slope[left, a], slope[left + 1, a]
+                square, cube = three * (end - begin) - two * u - v, two * (begin - end) + u + v
+                points[b, k, a] = begin + s * (u + s * (square + s * cube))
+
+
+@Part
+def _slope(c, i, a):  # type: ignore[no-untyped-def]
+    """One of :func:`node_slopes`."""
+    n, number = len(c) - 1, c.dtype.type
+    if 2 <= i <= n - 2:
+        return (c[i - 2, a] - c[i + 2, a] + number(8) * (c[i + 1, a] - c[i - 1, a])) / number(12)
+    sign, first = (1, 0) if i < 2 else (-1, n)
+    v, w, x, y, z = c[first, a], c[first + sign, a], c[first + 2 * sign, a], c[first + 3 * sign, a], c[first + 4 * sign, a]
+    if i in (0, n):
+        total = number(48) * w - number(25) * v - number(36) * x + number(16) * y - number(3) * z
+    else:
+        total = number(18) * x - number(3) * v - number(10) * w - number(6) * y + z
+    return number(sign) * total / number(12)
 
 
 def chain_velocity(c: Tensor, t: Tensor) -> Tensor:

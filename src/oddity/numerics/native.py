@@ -23,9 +23,9 @@ from torch import Tensor
 
 from oddity.numerics.autodiff import has_tangent
 
-__all__ = ["Kernel", "Part", "serves"]
+__all__ = ["Kernel", "Part", "coded", "serves"]
 
-_WORTH_A_THREAD = 50e-6  # seconds of work below which a second thread costs more than it saves
+_WORTH_A_THREAD = 1e-3  # seconds of work below which a second thread costs more than it saves
 
 
 def serves(*tensors: Tensor) -> bool:
@@ -81,7 +81,7 @@ class Kernel:
         compiled = self._compiled
         threads = min(count, torch.get_num_threads(), 1 + int(total / _WORTH_A_THREAD))
         # some pieces for each thread, so that none waits long; of a second at most, so that an interruption is heard
-        pieces = max(1, min(count, max(min(8 * threads, int(total / _WORTH_A_THREAD)), threads, int(total))))
+        pieces = max(1, min(count, max(min(24 * threads, int(total / _WORTH_A_THREAD)), threads, int(total))))
         cuts = deque(itertools.pairwise([count * i // pieces for i in range(pieces + 1)]))
 
         def work() -> None:
@@ -183,10 +183,16 @@ def _mark(whole: Kernel | Part) -> str:
     """A mark of all that its code is made of: its own, that of its parts, the constants and settings of each."""
     code, known = whole.f.__code__, whole.f.__globals__
     constants = {name: _constant(known[name]) for name in code.co_names if name in known}
-    told = [code.co_code.hex(), code.co_consts, code.co_names, constants, _FAST]
+    told = [*coded(code), constants, _FAST]
     told += [(name, _mark(part)) for name, part in sorted(_parts(whole).items())]
     told += whole.told() if isinstance(whole, Part) else []
     return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+
+def coded(code: types.CodeType) -> list[Any]:
+    """What a function does, the same in every process."""
+    inner = [coded(x) if isinstance(x, types.CodeType) else x for x in code.co_consts]
+    return [code.co_code.hex(), inner, code.co_names]
 
 
 def _constant(value: Any) -> Any:

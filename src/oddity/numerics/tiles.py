@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from oddity.numerics.native import Part
+from oddity.numerics.native import Part, coded
 
 __all__ = ["ROWS", "inner", "inner_of_few", "inner_of_one", "laid", "product"]
 
@@ -40,7 +40,7 @@ class Tile(Part):
 
     def told(self) -> list[Any]:
         """See :class:`Part`."""
-        return [*super().told(), self.sizes, *(_coded(f) for f in (self.emit, *_WRITERS))]
+        return [*super().told(), self.sizes, *(coded(f.__code__) for f in (self.emit, *_WRITERS))]
 
     def compiled(self) -> Any:
         """See :class:`Part`."""
@@ -67,10 +67,6 @@ class Tile(Part):
         own = list(inspect.signature(self.f).parameters.values())
         typed.__signature__ = inspect.Signature(first + own[: len(own) - len(self.sizes)])
         return intrinsic(typed)
-
-
-def _coded(f: Callable[..., Any]) -> tuple[str, Any, Any]:
-    return f.__code__.co_code.hex(), f.__code__.co_consts, f.__code__.co_names
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------

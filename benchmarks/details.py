@@ -176,12 +176,12 @@ def _bent_twice(program, begin, final, y, work, whole, here, bend):
     _bent(program, begin, final, y, work, whole, here, bend)
 
 
-def _pulled_twice(program, final, z, y, rows, into):
-    before, weights = into.copy(), rows[0].copy()
-    _pulled(program, final, z, y, rows, into)
-    into[:] = before
-    rows[0][:] = weights
-    _pulled(program, final, z, y, rows, into)
+def _pulled_twice(program, final, c, values, first, rows, gradient):
+    before, weights = gradient.copy(), rows.copy()
+    _pulled(program, final, c, values, first, rows, gradient)
+    gradient[:] = before
+    rows[:] = weights
+    _pulled(program, final, c, values, first, rows, gradient)
 
 
 _run, _framed, _bent, _pulled = layered._run, layered._framed, layered._bent, layered._pulled

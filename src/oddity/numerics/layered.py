@@ -17,7 +17,7 @@ from torch import Tensor
 
 from oddity.numerics.native import Kernel, Part
 from oddity.numerics.stages import ACTIVATIONS, SOFTPLUS_THRESHOLD, Stage
-from oddity.numerics.tiles import ROWS, inner, inner_of_few
+from oddity.numerics.tiles import ROWS, inner, inner_of_few, inner_of_one, product
 
 __all__ = [
     "LayeredProgram",
@@ -67,7 +67,7 @@ class LayeredProgram(NamedTuple):
         return 2e-11 * n * d * len(self.matrices)
 
 
-_ROWS = 5  # in the room, that are made use of for a while
+_ROWS = 2 * ROWS + 1  # in the room, that are made use of for a while
 _LANES = 16  # numbers that fill the registers: widths of stages are rounded up to that, and filled with zeros
 _FIRST, _LAST = 1, 2  # of a function, in the column of places
 
@@ -255,33 +255,27 @@ def _curves(code, y, rate, slope, tiny, curve):  # type: ignore[no-untyped-def]
 
 @Part
 def _run(program, z, y, rows):  # type: ignore[no-untyped-def]
-    """The activations ``(N, S)`` at points ``(N, d)``."""
+    """The activations ``(N, S)`` at points ``(N, d)``, stage by stage."""
     matrices, units, table = program
-    for i in range(len(z)):
-        for s in range(len(table)):
-            before, width, start, unit, code, place = table[s]
-            x, bias, rate = y[i, unit : unit + width], units[0, unit : unit + width], units[1, unit : unit + width]
+    N, total, one = len(z), y.shape[1], y.dtype.type(1)
+    for s in range(len(table)):
+        before, width, start, unit, code, place = table[s]
+        bias, rate = units[0, unit : unit + width], units[1, unit : unit + width]
+        for i in range(N):
+            x = y[i, unit : unit + width]
+            for j in range(width):
+                x[j] = bias[j]
             if code == _BUMP:
-                for j in range(width):
-                    x[j] = 0
                 for a in range(before):
                     at, row = z[i, a], matrices[start + a * width : start + (a + 1) * width]
                     for j in range(width):
                         x[j] += (at - row[j]) * (at - row[j])
-            elif place & _FIRST:
-                for j in range(width):
-                    x[j] = bias[j]
-                for a in range(before):
-                    at, row = z[i, a], matrices[start + a * width : start + (a + 1) * width]
-                    for j in range(width):
-                        x[j] += at * row[j]
-            else:
-                for j in range(width):
-                    x[j] = bias[j]
-                inputs = y[i, unit - before : unit]
-                for k in range(0, before, 8):
-                    _added(inputs, k, matrices, start + k * width, x)
-            _activated(code, x, rate, rows)
+        if code != _BUMP and place & _FIRST:
+            product(y, unit, total, N, width, True, one, z, 0, before, 1, matrices, start, width, before)
+        elif code != _BUMP:
+            product(y, unit, total, N, width, True, one, y, unit - before, total, 1, matrices, start, width, before)
+        for i in range(N):
+            _activated(code, y[i, unit : unit + width], rate, rows)
 
 
 @Part
@@ -341,17 +335,6 @@ def squares_in_layers(program: LayeredProgram, c: Tensor, strides: Sequence[int]
     seconds = 1e-11 * c.shape[1] * len(program.matrices)
     _squared(c, out=(squares,), shared=(tuple(strides), tuple(program)), seconds=seconds)
     return list(squares.split(sizes, 1))
-
-
-@Part
-def _added(inputs, k, matrices, p, x):  # type: ignore[no-untyped-def]
-    """Eight inputs from k on, times eight rows of a matrix from p on, added to x."""
-    m, w = len(x), matrices[p : p + 8 * len(x)]
-    a, b, c, d = inputs[k], inputs[k + 1], inputs[k + 2], inputs[k + 3]
-    e, f, g, h = inputs[k + 4], inputs[k + 5], inputs[k + 6], inputs[k + 7]
-    for j in range(m):
-        half = a * w[j] + b * w[j + m] + c * w[j + 2 * m] + d * w[j + 3 * m]
-        x[j] += half + (e * w[j + 4 * m] + f * w[j + 5 * m] + g * w[j + 6 * m] + h * w[j + 7 * m])
 
 
 @Part
@@ -465,11 +448,8 @@ def _framed(program, begin, final, z, y, frames, here, away, slope):  # type: ig
             p = here
         x = frames[p : p + d * width]
         if s > begin:
-            for j in range(d * width):
-                x[j] = 0
-            for k in range(0, before, 8):
-                for a in range(d):
-                    _added(frames, q + a * before + k, matrices, start + k * width, x[a * width : (a + 1) * width])
+            one = x.dtype.type(1)
+            product(frames, p, width, d, width, False, one, frames, q, before, 1, matrices, start, width, before)
         else:
             for j in range(d * width):
                 x[j] = matrices[start + j]
@@ -527,7 +507,10 @@ def _bent(program, begin, final, y, work, whole, here, bend):  # type: ignore[no
             for a in range(d):
                 bend[a, a] += total
         if s > begin:
-            _times_adjoint(matrices, start, before, w[:width], other)
+            for k in range(before):
+                other[k] = 0
+            for k in range(0, before, ROWS):
+                inner_of_one(other, k, 0, number(1), w, 0, 0, 1, matrices, start + k * width, width, before - k, width)
             w, other = other, w
 
 
@@ -535,58 +518,56 @@ def _bent(program, begin, final, y, work, whole, here, bend):  # type: ignore[no
 def slope_of(program, c, widths, work, gradient):  # type: ignore[no-untyped-def]
     """The gradient alone ``(n-1, d)`` of a chain whose activations are in the room: added to what is given.
 
-    Adjoints go back through the stages, and no frames are made: a fraction of the work in many dimensions.
+    Adjoints of some nodes at a time go back through the stages, and no frames are made: a fraction of the work in many
+    dimensions.
     """
     _, units, table = program
     values, _, _, _, rows = work
     for final in range(len(table)):
         if table[final, 5] & _LAST:
             width, u = table[final, 1], table[final, 3]
-            for i in range(1, len(widths)):
-                _weighted(values, i, u, units[2, u : u + width], widths, rows[0, :width])
-                _pulled(program, final, c[i], values[i], rows, gradient[i - 1])
+            for i in range(1, len(widths), ROWS):
+                for k in range(min(ROWS, len(widths) - i)):
+                    _weighted(values, i + k, u, units[2, u : u + width], widths, rows[k, :width])
+                _pulled(program, final, c, values, i, rows, gradient)
 
 
 @Part
-def _pulled(program, final, z, y, rows, into):  # type: ignore[no-untyped-def]
-    """Add J'w of a function at a point z with activations y, w in the first row."""
+def _pulled(program, final, c, values, first, rows, gradient):  # type: ignore[no-untyped-def]
+    """Add J'w of a function at a few inner nodes from the first on, w in the first rows."""
     matrices, units, table = program
-    w, slope, other, s = rows[0], rows[1], rows[3], final
-    for j in range(table[final, 1]):
-        w[j] *= units[2, table[final, 3] + j]
+    some, length, d, s = min(ROWS, len(gradient) + 1 - first), rows.shape[1], c.shape[1], final
+    w, other, slope, one = rows[:ROWS], rows[ROWS : 2 * ROWS], rows[2 * ROWS], rows.dtype.type(1)
+    scale = units[2, table[final, 3] : table[final, 3] + table[final, 1]]
+    for i in range(some):
+        for j in range(len(scale)):
+            w[i, j] *= scale[j]
     while True:
         before, width, start, u, code, place = table[s]
-        _slopes(code, y[u : u + width], units[1, u : u + width], slope[:width])
-        for j in range(width):
-            w[j] *= slope[j]
+        for i in range(some):
+            _slopes(code, values[first + i, u : u + width], units[1, u : u + width], slope[:width])
+            for j in range(width):
+                w[i, j] *= slope[j]
         if place & _FIRST:
             break
-        _times_adjoint(matrices, start, before, w[:width], other)
+        for i in range(some):
+            for k in range(before):
+                other[i, k] = 0
+        for k in range(0, before, ROWS):
+            inner(other, k, length, one, w, 0, length, some, matrices, start + k * width, width, before - k, width)
         w, other = other, w
         s -= 1
-    for a in range(before):
-        row, total = matrices[start + a * width : start + (a + 1) * width], y.dtype.type(0)
-        if code == _BUMP:
-            for j in range(width):
-                total += (z[a] - row[j]) * w[j]
-        else:
-            for j in range(width):
-                total += row[j] * w[j]
-        into[a] += total
-
-
-@Part
-def _times_adjoint(matrices, start, rows, w, into):  # type: ignore[no-untyped-def]
-    """A matrix of so many rows from a place on, an even number, times a vector."""
-    width, zero = len(w), w.dtype.type(0)
-    for k in range(0, rows, 2):
-        p = start + k * width
-        x, y = matrices[p : p + width], matrices[p + width : p + 2 * width]
-        one, two = zero, zero
-        for j in range(width):
-            one += x[j] * w[j]
-            two += y[j] * w[j]
-        into[k], into[k + 1] = one, two
+    if code == _BUMP:
+        for i in range(some):
+            for a in range(d):
+                row, total = matrices[start + a * width : start + (a + 1) * width], w.dtype.type(0)
+                for j in range(width):
+                    total += (c[first + i, a] - row[j]) * w[i, j]
+                gradient[first - 1 + i, a] += total
+        return
+    for a in range(0, d, ROWS):
+        into, from_here = (first - 1) * d + a, start + a * width
+        inner(gradient, into, d, one, w, 0, length, some, matrices, from_here, width, d - a, width)
 
 
 @Part

@@ -165,17 +165,17 @@ def _run_twice(program, z, y, rows):
     _run(program, z, y, rows)
 
 
-def _framed_twice(program, begin, final, z, y, frames, here, away, slope):
-    _framed(program, begin, final, z, y, frames, here, away, slope)
-    _framed(program, begin, final, z, y, frames, here, away, slope)
+def _framed_twice(program, begin, final, z, y, frames, here, total, away, slope):
+    _framed(program, begin, final, z, y, frames, here, total, away, slope)
+    _framed(program, begin, final, z, y, frames, here, total, away, slope)
 
 
-def _bent_twice(program, begin, final, y, work, whole, here, bend):
+def _bent_twice(program, begin, final, y, work, whole, here, total, bend):
     before, weights = bend.copy(), work[4][0].copy()
-    _bent(program, begin, final, y, work, whole, here, bend)
+    _bent(program, begin, final, y, work, whole, here, total, bend)
     bend[:] = before
     work[4][0][:] = weights
-    _bent(program, begin, final, y, work, whole, here, bend)
+    _bent(program, begin, final, y, work, whole, here, total, bend)
 
 
 def _pulled_twice(program, final, c, values, first, rows, gradient):

@@ -256,21 +256,25 @@ def squared_steps(values: Tensor, strides: Sequence[int]) -> list[Tensor]:
     """Squared lengths of the steps over every s-th of some values, for each stride s: ``(B, n+1, m) -> (B, n/s)``."""
     if not serves(values):
         return [values[:, ::s].diff(dim=1).square().sum(-1) for s in strides]
-    squares = [values.new_empty(len(values), (values.shape[1] - 1) // s) for s in strides]
-    for stride, found in zip(strides, squares, strict=True):
-        _squared(values, out=(found,), shared=(stride,))  # the values are at hand on this thread
-    return squares
+    sizes = [(values.shape[1] - 1) // stride for stride in strides]
+    squares = values.new_empty(len(values), sum(sizes))
+    _squared(values, out=(squares,), shared=(tuple(strides),))  # on this thread, which has the values at hand
+    return list(squares.split(sizes, 1))
 
 
 @Kernel
-def _squared(value, squares, stride):  # type: ignore[no-untyped-def]
-    B, steps = squares.shape
-    for b in range(B):
-        for i in range(steps):
-            x, y, total = value[b, i * stride], value[b, (i + 1) * stride], value.dtype.type(0)
-            for j in range(len(x)):
-                total += (y[j] - x[j]) * (y[j] - x[j])
-            squares[b, i] = total
+def _squared(value, squares, strides):  # type: ignore[no-untyped-def]
+    """One stride after another."""
+    for b in range(len(value)):
+        begin = 0
+        for stride in strides:
+            steps = (value.shape[1] - 1) // stride
+            for i in range(steps):
+                x, y, total = value[b, i * stride], value[b, (i + 1) * stride], value.dtype.type(0)
+                for j in range(len(x)):
+                    total += (y[j] - x[j]) * (y[j] - x[j])
+                squares[b, begin + i] = total
+            begin += steps
 
 
 class ChainProblem(Protocol):

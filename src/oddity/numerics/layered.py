@@ -115,21 +115,33 @@ def coupled_in_layers(_program):  # type: ignore[no-untyped-def]
 def room_in_layers(program, c):  # type: ignore[no-untyped-def]
     """Room for what is made of a chain: activations ``(n+1, S)``, frames, two of the first or widest stage, rows.
 
-    Frames are rows one after another, ``(d, width)`` of each stage of one function, of the last at three nodes.
+    Frames are rows one after another: ``(d, width)`` of each stage of one function but its last, then at three nodes
+    ``(d, total)`` of the last stages of all functions, side by side.
     """
     _, units, table = program
     nodes, d = c.shape[1], c.shape[2]
-    most, widest, first, total = 0, 0, 0, 0
+    most, widest, first, inner_stages = 0, 0, 0, 0
     for s in range(len(table)):
         width = table[s, 1]
         widest = max(widest, width)
         if table[s, 5] & _FIRST:
-            total, first = 0, max(first, width)
-        total += width if not table[s, 5] & _LAST else 3 * width
-        most = max(most, total)
-    y = np.empty((nodes, units.shape[1]), c.dtype)
-    frames, turned = np.empty(d * most, c.dtype), np.empty(d * widest, c.dtype)
-    return y, frames, turned, np.empty(d * first, c.dtype), np.empty((_ROWS, widest), c.dtype)
+            inner_stages, first = 0, max(first, width)
+        if not table[s, 5] & _LAST:
+            inner_stages += width
+        most = max(most, inner_stages)
+    y, frames = np.empty((nodes, units.shape[1]), c.dtype), np.empty(d * (most + 3 * _outputs(table)), c.dtype)
+    turned, away = np.empty(d * widest, c.dtype), np.empty(d * first, c.dtype)
+    return y, frames, turned, away, np.empty((_ROWS, widest), c.dtype)
+
+
+@Part
+def _outputs(table):  # type: ignore[no-untyped-def]
+    """Those of all functions together."""
+    total = 0
+    for s in range(len(table)):
+        if table[s, 5] & _LAST:
+            total += table[s, 1]
+    return total
 
 
 @Part
@@ -338,15 +350,16 @@ def squares_in_layers(program: LayeredProgram, c: Tensor, strides: Sequence[int]
 
 
 @Part
-def _multiplied(left, p, right, q, m, factor, symmetric, into):  # type: ignore[no-untyped-def]
+def _multiplied(left, p, left_row, right, q, right_row, m, factor, symmetric, into):  # type: ignore[no-untyped-def]
     """Add a factor times the products of two frames ``(d, m)`` to a block; of a symmetric one the upper half."""
     d = len(into)
     for r in range(0, d, ROWS):
         for c in range(r if symmetric else 0, d, ROWS):
+            x, y, place = p + r * left_row, q + c * right_row, r * d + c
             if d > 2:
-                inner(into, r * d + c, d, factor, left, p + r * m, m, d - r, right, q + c * m, m, d - c, m)
+                inner(into, place, d, factor, left, x, left_row, d - r, right, y, right_row, d - c, m)
             else:
-                inner_of_few(into, r * d + c, d, factor, left, p + r * m, m, d - r, right, q + c * m, m, d - c, m)
+                inner_of_few(into, place, d, factor, left, x, left_row, d - r, right, y, right_row, d - c, m)
 
 
 @Part
@@ -374,7 +387,6 @@ def derive_in_layers(program, c, widths, exact, work, k, model):  # type: ignore
 
     Only diagonal blocks bend.
     """
-    table = program[2]
     gradient, diagonal, upper, skip, bend, _, _ = model
     gradient[k] = 0
     diagonal[k] = 0
@@ -382,9 +394,7 @@ def derive_in_layers(program, c, widths, exact, work, k, model):  # type: ignore
     skip[k] = 0
     if exact:
         bend[k] = 0
-    for s in range(len(table)):
-        if table[s, 5] & _LAST:
-            _derived(program, s, c, widths, exact, work, gradient[k], diagonal[k], upper[k], skip[k], bend[k])
+    _derived(program, c, widths, exact, work, gradient[k], diagonal[k], upper[k], skip[k], bend[k])
     for i in range(diagonal.shape[1]):
         for r in range(c.shape[1]):
             for a in range(r):
@@ -394,20 +404,29 @@ def derive_in_layers(program, c, widths, exact, work, k, model):  # type: ignore
 
 
 @Part
-def _derived(program, final, c, widths, exact, work, gradient, diagonal, upper, skip, bend):  # type: ignore[no-untyped-def]
-    """That of one function, whose last stage this is; of symmetric blocks the upper half."""
+def _derived(program, c, widths, exact, work, gradient, diagonal, upper, skip, bend):  # type: ignore[no-untyped-def]
+    """Node after node; of symmetric blocks the upper half."""
     _, units, table = program
-    values, frames, _, _, rows = work
+    values, frames, _, away, rows = work
     n, d, number = len(widths), c.shape[1], c.dtype.type
-    end, unit = table[final, 1], table[final, 3]
-    begin, whole = final, np.int64(0)  # first stage, and where the frames of the last begin
-    while not table[begin, 5] & _FIRST:
-        begin -= 1
-        whole += d * table[begin, 1]
-    w, scale = rows[0, :end], units[2, unit : unit + end]
+    total = _outputs(table)
+    places = len(frames) - 3 * d * total
     for i in range(1, n):
-        here = whole + i % 3 * d * end
-        _framed(program, begin, final, c[i], values[i], frames, here, work[3], rows[1])
+        here = places + i % 3 * d * total
+        begin, column, whole = np.int64(0), here, np.int64(0)  # whole: where the frames before the last one end
+        for final in range(len(table)):
+            if not table[final, 5] & _LAST:
+                whole += d * table[final, 1]
+                continue
+            end, unit = table[final, 1], table[final, 3]
+            _framed(program, begin, final, c[i], values[i], frames, column, total, away, rows[1])
+            _weighted(values, i, unit, units[2, unit : unit + end], widths, rows[0, :end])
+            for a in range(0, d, ROWS):
+                row, into = column + a * total, (i - 1) * d + a
+                inner_of_one(gradient, into, 0, number(1), rows, 0, 0, 1, frames, row, total, d - a, end)
+            if exact:
+                _bent(program, begin, final, values[i], work, whole, column, total, bend[i - 1])
+            begin, column, whole = np.int64(final + 1), column + end, np.int64(0)
         s, t = number(4 / 3) / widths[i - 1], number(4 / 3) / widths[i]
         mass, loose = s + t, number(0)
         if i % 2 == 0:
@@ -422,54 +441,48 @@ def _derived(program, final, c, widths, exact, work, gradient, diagonal, upper, 
                 factor, into = loose, skip[i // 2 - 2]
             else:
                 continue
-            _multiplied(frames, whole + (i - back) % 3 * d * end, frames, here, end, factor, back == 0, into)
-        _weighted(values, i, unit, scale, widths, w)
-        for a in range(d):
-            x, total = frames[here + a * end : here + (a + 1) * end], number(0)
-            for j in range(end):
-                total += x[j] * w[j]
-            gradient[i - 1, a] += total
-        if exact:
-            _bent(program, begin, final, values[i], work, whole, here, bend[i - 1])
+            there = places + (i - back) % 3 * d * total
+            _multiplied(frames, there, total, frames, here, total, total, factor, back == 0, into)
 
 
 @Part
-def _framed(program, begin, final, z, y, frames, here, away, slope):  # type: ignore[no-untyped-def]
-    """The frames of the stages of a function at a point z with activations y, that of the last at a place of its own.
+def _framed(program, begin, final, z, y, frames, here, total, away, slope):  # type: ignore[no-untyped-def]
+    """The frames of the stages of a function at a point z with activations y.
 
-    Of a first stage of bumps, the differences from the centres are left in ``away``.
+    That of the last has a place of its own, and rows as long as those of all functions together. Of a first stage of
+    bumps, the differences from the centres are left in ``away``.
     """
     matrices, units, table = program
     d = len(z)
     p = q = np.int64(0)  # where the frames of this stage and of the one before begin
     for s in range(begin, final + 1):
         before, width, start, u, code = table[s, 0], table[s, 1], table[s, 2], table[s, 3], table[s, 4]
+        step = width
         if s == final:
-            p = here
-        x = frames[p : p + d * width]
+            p, step = here, total
         if s > begin:
-            one = x.dtype.type(1)
-            product(frames, p, width, d, width, False, one, frames, q, before, 1, matrices, start, width, before)
-        else:
-            for j in range(d * width):
-                x[j] = matrices[start + j]
-        if code == _BUMP:
-            for a in range(d):
-                for j in range(width):
-                    x[a * width + j] = away[a * width + j] = z[a] - x[a * width + j]
+            one = frames.dtype.type(1)
+            product(frames, p, step, d, width, False, one, frames, q, before, 1, matrices, start, width, before)
         _slopes(code, y[u : u + width], units[1, u : u + width], slope[:width])
         if s == final:
             for j in range(width):
                 slope[j] *= units[2, u + j]
         for a in range(d):
-            row = x[a * width : (a + 1) * width]
+            row = frames[p + a * step : p + a * step + width]
+            if s == begin:
+                first = matrices[start + a * width : start + (a + 1) * width]
+                for j in range(width):
+                    row[j] = first[j]
+            if code == _BUMP:
+                for j in range(width):
+                    row[j] = away[a * width + j] = z[a] - row[j]
             for j in range(width):
                 row[j] *= slope[j]
         q, p = p, p + d * width
 
 
 @Part
-def _bent(program, begin, final, y, work, whole, here, bend):  # type: ignore[no-untyped-def]
+def _bent(program, begin, final, y, work, whole, here, total, bend):  # type: ignore[no-untyped-def]
     """Add the Hessian of <w, f> at one node, w in the first row, its frames in their places; the upper half.
 
     For each stage P' diag(w s'') P with P the frame of x, or Q' diag(w s'' / s'^2) Q with Q = s' P that of y.
@@ -491,21 +504,22 @@ def _bent(program, begin, final, y, work, whole, here, bend):  # type: ignore[no
                 if s == final:
                     curve[j] /= max(units[2, u + j], tiny)
             plain, q = (away, origin) if code == _BUMP else (frames, p)
+            step = total if s == final else width
             for a in range(d):
-                x, turn = plain[q + a * width : q + (a + 1) * width], turned[a * width : (a + 1) * width]
+                x, turn = plain[q + a * step : q + a * step + width], turned[a * width : (a + 1) * width]
                 for j in range(width):
                     turn[j] = x[j] * curve[j]
-            _multiplied(turned, origin, plain, q, width, number(1), True, bend)
+            _multiplied(turned, origin, width, plain, q, step, width, number(1), True, bend)
         for j in range(width):
             w[j] *= slope[j]
             if s == final:
                 w[j] *= units[2, u + j]
         if code == _BUMP:
-            total = number(0)
+            weight = number(0)
             for j in range(width):
-                total += w[j]
+                weight += w[j]
             for a in range(d):
-                bend[a, a] += total
+                bend[a, a] += weight
         if s > begin:
             for k in range(before):
                 other[k] = 0

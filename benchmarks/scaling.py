@@ -74,10 +74,10 @@ def timed(size: Size, repeats: int = 5, enough: float = 2.0) -> dict[str, float]
 OFTEN = 32
 
 
-def _eliminated_often(diagonal, unit, upper, skip, rhs, x, damping, definite, raises):
+def _eliminated_often(diagonal, unit, upper, skip, rhs, x, damping, definite, raises, work):
     for _ in range(OFTEN):
-        eliminated(diagonal, unit, upper, skip, rhs, x, damping.copy(), definite, raises)
-    eliminated(diagonal, unit, upper, skip, rhs, x, damping, definite, raises)
+        eliminated(diagonal, unit, upper, skip, rhs, x, damping.copy(), definite, raises, work)
+    eliminated(diagonal, unit, upper, skip, rhs, x, damping, definite, raises, work)
 
 
 SOLVED_OFTEN = Kernel(descent._solved, eliminated=Part(_eliminated_often))

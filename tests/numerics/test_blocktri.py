@@ -33,7 +33,7 @@ def system(B: int, n: int, d: int) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 8, 31])
-@pytest.mark.parametrize("d", [1, 2, 5, 10])
+@pytest.mark.parametrize("d", [1, 2, 3, 5, 10, 17, 33])
 def test_agrees_with_a_dense_solve(n: int, d: int) -> None:
     diagonal, upper, rhs, dense = system(3, n, d)
     x, definite = solve_block_tridiagonal(diagonal, upper, rhs)
@@ -42,11 +42,13 @@ def test_agrees_with_a_dense_solve(n: int, d: int) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 8, 31])
-def test_blocks_that_skip_one_are_coupled_too(n: int) -> None:
-    d = 2
+@pytest.mark.parametrize("d", [1, 2, 3, 4, 9, 16, 33])
+def test_blocks_that_skip_one_are_coupled_too(n: int, d: int) -> None:
     diagonal, upper, rhs, dense = system(3, n, d)
-    skip = 0.1 * torch.randn(
-        3, max(0, n // 2 - 1), d, d, generator=torch.Generator().manual_seed(n), dtype=torch.float64
+    skip = (
+        0.1
+        * 0.5 ** (d / 2 - 1)
+        * torch.randn(3, max(0, n // 2 - 1), d, d, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
     )
     blocks = dense.reshape(3, n, d, n, d)
     for i in range(skip.shape[1]):
@@ -79,6 +81,34 @@ def test_definiteness_is_found_out_item_by_item() -> None:
     assert definite.tolist() == [True, False, False, False]
     assert not x[1:].any()
     torch.testing.assert_close(x[0].flatten(), torch.linalg.solve(dense[0], rhs[0].flatten()))
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 9, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 1e38])
+def test_what_is_not_finite_stays_where_it_is(d: int, dtype: torch.dtype, bad: float) -> None:
+    """Tiles read beyond their columns: what lies there must not spread, not to later matrices either."""
+    diagonal, upper, rhs, _ = (x.to(dtype) for x in system(3, 9, d))
+    skip = 0.01 * torch.randn(3, 3, d, d, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    alone, _ = solve_block_tridiagonal(diagonal, upper, rhs, skip)
+    for place in (diagonal, upper, rhs, skip):
+        kept = place.clone()
+        place[1, 1] = bad
+        x, definite = solve_block_tridiagonal(diagonal, upper, rhs, skip)
+        assert definite[0]
+        assert definite[2]
+        assert torch.equal(x[0], alone[0])
+        assert torch.equal(x[2], alone[2])
+        place.copy_(kept)
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_blocks_may_be_of_any_size(factor: float) -> None:
+    """A determinant of such blocks would not be a number of single precision."""
+    diagonal, upper, rhs, dense = (x.float() for x in system(2, 9, 2))
+    x, definite = solve_block_tridiagonal(factor * diagonal, factor * upper, factor * rhs)
+    assert definite.all()
+    torch.testing.assert_close(x.flatten(1), torch.linalg.solve(dense, rhs.flatten(1)), rtol=1e-4, atol=1e-5)
 
 
 def test_no_unknowns() -> None:

@@ -185,7 +185,7 @@ class Roadmap:
     def _straight(self, a: Tensor, b: Tensor, ruler: Manifold) -> Tensor:
         t = torch.linspace(0, 1, self.steps + 1, dtype=a.dtype, device=a.device)[:, None]
         with torch.no_grad():
-            return ruler._lengths(a[:, None] + t * (b - a)[:, None])
+            return ruler._reckoned_lengths(a[:, None] + t * (b - a)[:, None])
 
     def _joined(self, ends: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """The k nodes nearest to each end, and the lengths of the straight lines there: ``(E, d) -> (E, k)`` twice."""

@@ -338,7 +338,7 @@ class RBFPrecision(nn.Module):
 
     def _away(self, z: Tensor) -> Tensor:
         """Return ``z - c_k``, the axes first: (N, d) -> (d, N, K)."""
-        return (z.mT[:, :, None] - self.centres.mT[:, None]).contiguous()
+        return z.mT.contiguous()[:, :, None] - self.centres.mT.contiguous()[:, None]
 
     @classmethod
     def from_codes(

@@ -127,17 +127,17 @@ def _one_after_another(
 
 @Part
 def eliminated(diagonal, unit, upper, skip, rhs, x, damping, definite, raises, work):  # type: ignore[no-untyped-def]
-    """Solve for matrix after matrix: the factor's transpose, rows of pivot and blocks right of it; then backwards.
+    """Solve for matrix after matrix, block after block: the factor's transpose, and then backwards.
 
-    Rows are made four at a time: what the rows above them leave, times the inverse of their own 4 x 4 factor.
+    Rows are made four at a time: what the rows above leave of them, times the inverse of their own 4 x 4 factor.
     """
     B, n, d = rhs.shape
-    if d == 2:
-        _eliminated_pairs(diagonal, unit, upper, skip, rhs, x, damping, definite, raises, work[0])
-        return
     M, inverse, y, found = work
     number, row, groups = rhs.dtype.type, _row_of(d), -(-d // ROWS)
     one, minus = number(1), number(-1)
+    if d == 2:
+        _eliminated_pairs(diagonal, unit, upper, skip, rhs, x, damping, definite, raises, M)
+        return
     for b in range(B):
         positive = False
         for turn in range(raises + 1):
@@ -157,19 +157,17 @@ def eliminated(diagonal, unit, upper, skip, rhs, x, damping, definite, raises, w
                     first = g * ROWS
                     rows, place, own = min(ROWS, d - first), here + first * (row + 1), (i * groups + g) * ROWS * ROWS
                     if g:
-                        top = here + first
-                        product(M, place, row, rows, width - first, True, minus, M, top, 1, row, M, top, row, first)
+                        top, wide = here + first, width - first
+                        product(M, place, row, rows, wide, True, minus, M, top, 1, row, M, top, row, first)
                     positive = positive and _inverted(M, place, row, rows, inverse, own)
                     if not positive:
                         break
                     product(M, place, row, rows, width - first, False, one, inverse, own, ROWS, 1, M, place, row, rows)
-                    _lowered(y, i * d + first, rows, inverse, own)
-                    rest = first + rows
-                    if rest < width:
-                        after = i * d + rest
-                        product(
-                            y, after, 0, 1, width - rest, True, minus, y, i * d + first, 0, 1, M, place + rows, row, rows
-                        )
+                    loads, rest = i * d + first, width - first - rows
+                    _lowered(y, loads, rows, inverse, own)
+                    if rest:
+                        right, after = place + rows, loads + rows
+                        product(y, after, 0, 1, rest, True, minus, y, loads, 0, 1, M, right, row, rows)
                 if not positive:
                     break
                 for k in range(1, width // d):  # the rows of the next block, and of the one after
@@ -189,7 +187,7 @@ def eliminated(diagonal, unit, upper, skip, rhs, x, damping, definite, raises, w
 
 @Part
 def _eliminated_pairs(diagonal, unit, upper, skip, rhs, x, damping, definite, raises, room):  # type: ignore[no-untyped-def]
-    """The same for blocks of 2 x 2, written out: a solution is x = y - U x_next - S x_next_but_one."""
+    """The same for blocks of 2 x 2, written out: what is kept of a block are y, U and S of x = y - U x' - S x''."""
     B, n, number = len(rhs), rhs.shape[1], rhs.dtype.type
     zero, one = number(0), number(1)
     rows = room[: 10 * n].reshape(n, 10)
@@ -199,11 +197,12 @@ def _eliminated_pairs(diagonal, unit, upper, skip, rhs, x, damping, definite, ra
             if turn:
                 damping[b] = max(number(4) * damping[b], number(0.1))
             positive, held = True, damping[b] if raises else zero
-            # what earlier blocks leave on this one and on the next: pivot, load, and the block beside the pivot
+            # what the blocks before leave on this one and on the next: pivot p q s, load f g, block beside it t u v w
             p, q, s, f, g = zero, zero, zero, zero, zero
             next_p, next_q, next_s, next_f, next_g = zero, zero, zero, zero, zero
-            u, v, w, z = zero, zero, zero, zero
+            t, u, v, w = zero, zero, zero, zero
             for i in range(n):
+                row = rows[i]
                 p += diagonal[b, i, 0, 0]
                 q += diagonal[b, i, 0, 1]
                 s += diagonal[b, i, 1, 1]
@@ -211,48 +210,39 @@ def _eliminated_pairs(diagonal, unit, upper, skip, rhs, x, damping, definite, ra
                     p += held * unit[b, i, 0, 0]
                     q += held * unit[b, i, 0, 1]
                     s += held * unit[b, i, 1, 1]
-                f += rhs[b, i, 0]
-                g += rhs[b, i, 1]
                 scale = one / p
                 ratio = scale * q
                 rest = s - q * ratio
                 positive = p > 0 and rest > 0
                 if not positive:
                     break
-                last = one / rest  # of the inverse
-                p, q, s = scale + ratio * ratio * last, -ratio * last, last
-                row = rows[i]
-                x0, x1 = p * f + q * g, q * f + s * g
-                row[0], row[1] = x0, x1
-                f, g = next_f, next_g
-                pivot = p, q, s
-                p, q, s = next_p, next_q, next_s
-                next_p, next_q, next_s, next_f, next_g = zero, zero, zero, zero, zero
+                last = one / rest  # inverse: A C, D
+                A, C, D = scale + ratio * ratio * last, -ratio * last, last
+                f += rhs[b, i, 0]
+                g += rhs[b, i, 1]
+                y0, y1 = A * f + C * g, C * f + D * g
+                row[0], row[1] = y0, y1
                 if i + 1 == n:
                     break
-                u += upper[b, i, 0, 0]
-                v += upper[b, i, 0, 1]
-                w += upper[b, i, 1, 0]
-                z += upper[b, i, 1, 1]
-                u0, v0 = pivot[0] * u + pivot[1] * w, pivot[0] * v + pivot[1] * z
-                u1, v1 = pivot[1] * u + pivot[2] * w, pivot[1] * v + pivot[2] * z
-                row[2], row[3], row[4], row[5] = u0, v0, u1, v1
-                p -= u * u0 + w * u1
-                q -= u * v0 + w * v1
-                s -= v * v0 + z * v1
-                f -= u * x0 + w * x1
-                g -= v * x0 + z * x1
+                t += upper[b, i, 0, 0]
+                u += upper[b, i, 0, 1]
+                v += upper[b, i, 1, 0]
+                w += upper[b, i, 1, 1]
+                t0, u0, v0, w0 = A * t + C * v, A * u + C * w, C * t + D * v, C * u + D * w
+                row[2], row[3], row[4], row[5] = t0, u0, v0, w0
+                p, q, s = next_p - t * t0 - v * v0, next_q - t * u0 - v * w0, next_s - u * u0 - w * w0
+                f, g = next_f - t * y0 - v * y1, next_g - u * y0 - w * y1
                 if i % 2 == 1 and i + 2 < n:
-                    k, l = skip[b, i // 2, 0, 0], skip[b, i // 2, 0, 1]
-                    m, o = skip[b, i // 2, 1, 0], skip[b, i // 2, 1, 1]
-                    k0, l0 = pivot[0] * k + pivot[1] * m, pivot[0] * l + pivot[1] * o
-                    k1, l1 = pivot[1] * k + pivot[2] * m, pivot[1] * l + pivot[2] * o
-                    row[6], row[7], row[8], row[9] = k0, l0, k1, l1
-                    next_p, next_q, next_s = -k * k0 - m * k1, -k * l0 - m * l1, -l * l0 - o * l1
-                    next_f, next_g = -k * x0 - m * x1, -l * x0 - o * x1
-                    u, v, w, z = -u * k0 - w * k1, -u * l0 - w * l1, -v * k0 - z * k1, -v * l0 - z * l1
+                    S = skip[b, i // 2]
+                    j, k, m, o = S[0, 0], S[0, 1], S[1, 0], S[1, 1]
+                    j0, k0, m0, o0 = A * j + C * m, A * k + C * o, C * j + D * m, C * k + D * o
+                    row[6], row[7], row[8], row[9] = j0, k0, m0, o0
+                    next_p, next_q, next_s = -j * j0 - m * m0, -j * k0 - m * o0, -k * k0 - o * o0
+                    next_f, next_g = -j * y0 - m * y1, -k * y0 - o * y1
+                    t, u, v, w = -t * j0 - v * m0, -t * k0 - v * o0, -u * j0 - w * m0, -u * k0 - w * o0
                 else:
-                    u, v, w, z = zero, zero, zero, zero
+                    next_p, next_q, next_s, next_f, next_g = zero, zero, zero, zero, zero
+                    t, u, v, w = zero, zero, zero, zero
             if positive:
                 break
         definite[b] = positive

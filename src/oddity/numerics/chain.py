@@ -581,7 +581,8 @@ def _slope(c, i, a):  # type: ignore[no-untyped-def]
     if 2 <= i <= n - 2:
         return (c[i - 2, a] - c[i + 2, a] + number(8) * (c[i + 1, a] - c[i - 1, a])) / number(12)
     sign, first = (1, 0) if i < 2 else (-1, n)
-    v, w, x, y, z = c[first, a], c[first + sign, a], c[first + 2 * sign, a], c[first + 3 * sign, a], c[first + 4 * sign, a]
+    v, w, x = c[first, a], c[first + sign, a], c[first + 2 * sign, a]
+    y, z = c[first + 3 * sign, a], c[first + 4 * sign, a]
     if i in (0, n):
         total = number(48) * w - number(25) * v - number(36) * x + number(16) * y - number(3) * z
     else:

@@ -163,7 +163,7 @@ def _solved(c, h, allowed, points, energy, decrement, iterations, status, metric
     rhs, step = np.empty((1, n - 1, d), c.dtype), np.empty((1, n - 1, d), c.dtype)
     undamped, none = np.empty((1, n - 1, d), c.dtype), np.zeros(1, c.dtype)
     held, definite = np.empty(1, c.dtype), np.empty(1, np.bool_)
-    raises, never, elimination = np.int64(RAISES), np.int64(0), room_for_elimination(n - 1, d, c.dtype)
+    raises, never, work = np.int64(RAISES), np.int64(0), room_for_elimination(n - 1, d, c.dtype)
     for b in range(B):
         k, iteration, newton, bent, solved, begun = np.int64(1), 0, exact, exact, True, False
         held[0] = number(damping)
@@ -213,12 +213,12 @@ def _solved(c, h, allowed, points, energy, decrement, iterations, status, metric
             damped = held[0] > 0
             if damped:
                 _dampers(diagonal[k], n, unit[0])
-                eliminated(H, unit, H_upper, H_skip, rhs, step, held, definite, raises, elimination)
+                eliminated(H, unit, H_upper, H_skip, rhs, step, held, definite, raises, work)
             else:
-                eliminated(H, H, H_upper, H_skip, rhs, step, held, definite, never, elimination)
+                eliminated(H, H, H_upper, H_skip, rhs, step, held, definite, never, work)
                 if not definite[0]:
                     _dampers(diagonal[k], n, unit[0])
-                    eliminated(H, unit, H_upper, H_skip, rhs, step, held, definite, raises, elimination)
+                    eliminated(H, unit, H_upper, H_skip, rhs, step, held, definite, raises, work)
                     damped = True
             solved = definite[0] and _is_finite(step[0])
             promised = _promised(step[0], gradient[k])
@@ -227,7 +227,7 @@ def _solved(c, h, allowed, points, energy, decrement, iterations, status, metric
             left = promised
             if held[0] > 1 and promised <= tolerance * value:
                 one = slice(k, k + 1)
-                eliminated(diagonal[one], unit, upper[one], skip[one], rhs, undamped, none, definite, never, elimination)
+                eliminated(diagonal[one], unit, upper[one], skip[one], rhs, undamped, none, definite, never, work)
                 left = _promised(undamped[0], gradient[k]) if definite[0] else number(np.inf)
             if held[0] > MAX_DAMPING:
                 code = Status.STUCK

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import oddity
-from oddity.numerics import descent, elements, layered
+from oddity.numerics import descent, elements, layered, tiles
 from oddity.numerics.autodiff import Differential
 from oddity.numerics.bicubic import evaluated
 from oddity.numerics.native import Kernel, Part
@@ -179,10 +179,11 @@ def _bent_twice(program, begin, final, y, work, whole, here, total, bend):
 
 
 def _pulled_twice(program, final, c, values, first, rows, gradient):
-    before, weights = gradient.copy(), rows.copy()
+    nodes, some = slice(first - 1, first - 1 + tiles.ROWS), rows[: tiles.ROWS]
+    before, weights = gradient[nodes].copy(), some.copy()
     _pulled(program, final, c, values, first, rows, gradient)
-    gradient[:] = before
-    rows[:] = weights
+    gradient[nodes] = before
+    some[:] = weights
     _pulled(program, final, c, values, first, rows, gradient)
 
 

@@ -102,6 +102,29 @@ def test_what_is_not_finite_stays_where_it_is(d: int, dtype: torch.dtype, bad: f
         place.copy_(kept)
 
 
+@pytest.mark.parametrize("d", [1, 2, 3, 4, 10])
+def test_what_is_definite_stays_so_in_single_precision(d: int) -> None:
+    """A chain of segments under a metric of condition 1e4: an explicit inverse of the pivots would lose it."""
+    B, n, g = 100, 31, torch.Generator().manual_seed(d)
+    turn = torch.linalg.qr(torch.randn(d, d, generator=g, dtype=torch.float64))[0]
+    bend = 0.1 * torch.randn(B, n + 1, d, d, generator=g, dtype=torch.float64)
+    R = turn @ torch.linalg.matrix_exp(bend - bend.mT)
+    G = R * torch.logspace(0, -4, d, dtype=torch.float64) @ R.mT
+    diagonal, upper = (G[:, :-1] + G[:, 1:]).float(), -G[:, 1:-1].float()
+    H = torch.zeros(B, n, d, n, d, dtype=torch.float64)
+    for i in range(n):
+        H[:, i, :, i] = diagonal[:, i].double()
+    for i in range(n - 1):
+        H[:, i, :, i + 1], H[:, i + 1, :, i] = upper[:, i].double(), upper[:, i].double().mT
+    H = H.reshape(B, n * d, n * d)
+    assert (torch.linalg.eigvalsh(H)[:, 0] > 0).all()
+    rhs = (H @ torch.randn(B, n * d, 1, generator=g, dtype=torch.float64)).float()
+    x, definite = solve_block_tridiagonal(diagonal, upper, rhs.reshape(B, n, d))
+    assert definite.all()
+    left = torch.linalg.vector_norm(H @ x.reshape(B, n * d, 1).double() - rhs, dim=(1, 2))
+    assert (left <= 3e-6 * torch.linalg.vector_norm(rhs, dim=(1, 2))).all()
+
+
 @pytest.mark.parametrize("factor", [1e-30, 1e30])
 def test_blocks_may_be_of_any_size(factor: float) -> None:
     """A determinant of such blocks would not be a number of single precision."""

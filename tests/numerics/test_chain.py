@@ -16,6 +16,7 @@ from oddity.numerics.chain import (
     model_from_expansion,
     node_slopes,
     solve_chain,
+    squared_steps,
 )
 
 
@@ -190,3 +191,23 @@ def test_the_energy_of_values_and_its_derivative_compiled_and_not(B: int, n: int
     (slope,) = torch.autograd.grad(total / 6, inner)
     torch.testing.assert_close(found[:, 1:-1], slope[:, 1:-1], atol=100 * torch.finfo(dtype).eps, rtol=1e-4)
     assert not found[:, [0, -1]].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [4, 5, 8, 64])
+@pytest.mark.parametrize("d", [1, 2, 7])
+def test_interpolants_and_steps_compiled_or_not_are_the_same(dtype: torch.dtype, n: int, d: int) -> None:
+    g = torch.Generator().manual_seed(n)
+    c = torch.randn(6, n + 1, d, generator=g, dtype=dtype)
+    c[0] *= torch.rand(n + 1, 1, generator=g, dtype=dtype) ** 4  # leaps
+    c[1, 2], c[2] = c[1, 1], c[2, 0]  # stands still for a while, and all the time
+    own = torch.rand(6, 9, generator=g, dtype=dtype)
+    for t in (torch.linspace(0, 1, 2 * n + 1, dtype=dtype), own, own[:1].float()):
+        with torch.no_grad():
+            compiled = interpolate_chain(c, t)
+        torch.testing.assert_close(compiled, interpolate_chain(c.requires_grad_(), t).detach(), rtol=1e-5, atol=1e-5)
+        c = c.detach()
+    with torch.no_grad():
+        compiled = squared_steps(c, (1, 2))
+    for found, expected in zip(compiled, squared_steps(c.requires_grad_(), (1, 2)), strict=True):
+        torch.testing.assert_close(found, expected.detach())

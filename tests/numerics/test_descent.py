@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import oddity
-from oddity.geometry import pullback, tabulated
+from oddity.geometry import manifold, tabulated
 from oddity.geometry.manifold import Manifold, Sum
 from oddity.geometry.tabulated import Tabulated
 from oddity.numerics import descent, layered, native
@@ -224,7 +224,7 @@ def test_lengths_compiled_or_not_are_the_same(name: str, monkeypatch: pytest.Mon
     c, _ = chains(d, 12)
     with torch.no_grad():
         compiled = M._squares(c, (1, 2, 3))
-        for module in (pullback, tabulated):
+        for module in (manifold, tabulated):
             monkeypatch.setattr(module, "serves", lambda *_: False)
         known = M._squares(c, (1, 2, 3))
     for a, b, n in zip(compiled, known, (12, 6, 4), strict=True):

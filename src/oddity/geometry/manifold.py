@@ -437,11 +437,16 @@ class Manifold(abc.ABC):
         return self._steps(c).sum(-1)
 
     def _reckoned_lengths(self, c: Tensor) -> Tensor:
-        """The same by compiled loops where they know the metric: to choose by, not to certify."""
+        """Lengths ``(B, n+1, d) -> (B,)`` by compiled loops, where they know the metric: to choose by, not to certify."""
+        squares = self._compiled_squares(c, (1,))
+        return self._lengths(c) if squares is None else _root(squares[0]).sum(-1)
+
+    def _compiled_squares(self, c: Tensor, strides: tuple[int, ...]) -> list[Tensor] | None:
+        """Squared lengths of the steps of chains by the program of the energy, where there is a layered one."""
         program = self._program() if serves(c) else None
-        if isinstance(program, LayeredProgram) and program.fits(c):
-            return _root(squares_in_layers(program, c, (1,))[0]).sum(-1)
-        return self._lengths(c)
+        if not isinstance(program, LayeredProgram) or not program.fits(c):
+            return None
+        return squares_in_layers(program, c, strides)
 
     def _steps(self, c: Tensor) -> Tensor:
         """Length of each segment, ``(*, n+1, d) -> (*, n)``."""

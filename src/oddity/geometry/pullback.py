@@ -19,8 +19,7 @@ from oddity.numerics.chain import (
     squared_steps,
 )
 from oddity.numerics.expansion import Expansion, PulledValue, gram, pull
-from oddity.numerics.layered import LayeredProgram, program_of, squares_in_layers
-from oddity.numerics.native import serves
+from oddity.numerics.layered import LayeredProgram, program_of
 from oddity.numerics.networks import has_parts, outputs_of, parts_of
 from oddity.numerics.reduction import reduced
 
@@ -238,10 +237,8 @@ class _Sketch(Pullback):
     """The stand-in for a pull-back: so cheap that calls of PyTorch would be most of the price of its lengths."""
 
     def _squares(self, c: Tensor, strides: tuple[int, ...]) -> list[Tensor]:
-        program = self._program() if serves(c) else None
-        if program is not None and program.fits(c):
-            return squares_in_layers(program, c, strides)
-        return super()._squares(c, strides)
+        squares = self._compiled_squares(c, strides)
+        return super()._squares(c, strides) if squares is None else squares
 
 
 def _flat_slope(pulling: Callable[[Tensor], PulledValue], c: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:

@@ -108,7 +108,7 @@ def solve_damped(
 
 
 RAISES = 12  # times 4 each; what is not definite then either is not finite or bends sharply, and waits for the caller
-_SECONDS = 0.1e-6, 0.8e-9  # for a block, and for each of its d^3
+_SECONDS = 0.02e-6, 4e-9  # for a block, and for each of its d^2
 
 
 def _one_after_another(
@@ -117,8 +117,9 @@ def _one_after_another(
     """Sequential elimination, compiled; the damping is overwritten. Without a unit it is never raised."""
     B, n, d = rhs.shape
     x, definite = rhs.new_empty(rhs.shape), torch.empty(B, dtype=torch.bool)
+    assert diagonal.dtype == upper.dtype == rhs.dtype, "one dtype for all"
     skip = rhs.new_zeros(B, max(0, n // 2 - 1), d, d) if skip is None else skip
-    seconds = n * (_SECONDS[0] + _SECONDS[1] * d**3)
+    seconds = n * (_SECONDS[0] + _SECONDS[1] * d**2)
     raises = 0 if unit is None else RAISES
     unit = diagonal if unit is None else unit
     _eliminated(diagonal, unit, upper, skip, rhs, out=(x, damping, definite), shared=(raises,), seconds=seconds)
@@ -187,10 +188,13 @@ def eliminated(diagonal, unit, upper, skip, rhs, x, damping, definite, raises, w
 
 @Part
 def _eliminated_pairs(diagonal, unit, upper, skip, rhs, x, damping, definite, raises, room):  # type: ignore[no-untyped-def]
-    """The same for blocks of 2 x 2, written out: what is kept of a block are y, U and S of x = y - U x' - S x''."""
+    """The same for blocks of 2 x 2, written out: of a block are kept y, U and S of R x = y - U x' - S x''.
+
+    R is the unit triangle of R'DR, the pivot: an explicit inverse would lose definite matrices of single precision.
+    """
     B, n, number = len(rhs), rhs.shape[1], rhs.dtype.type
     zero, one = number(0), number(1)
-    rows = room[: 10 * n].reshape(n, 10)
+    rows = room[: 11 * n].reshape(n, 11)
     for b in range(B):
         positive = False
         for turn in range(raises + 1):
@@ -216,11 +220,12 @@ def _eliminated_pairs(diagonal, unit, upper, skip, rhs, x, damping, definite, ra
                 positive = p > 0 and rest > 0
                 if not positive:
                     break
-                last = one / rest  # inverse: A C, D
-                A, C, D = scale + ratio * ratio * last, -ratio * last, last
+                last = one / rest
+                row[10] = ratio
                 f += rhs[b, i, 0]
                 g += rhs[b, i, 1]
-                y0, y1 = A * f + C * g, C * f + D * g
+                g -= ratio * f
+                y0, y1 = scale * f, last * g
                 row[0], row[1] = y0, y1
                 if i + 1 == n:
                     break
@@ -228,14 +233,18 @@ def _eliminated_pairs(diagonal, unit, upper, skip, rhs, x, damping, definite, ra
                 u += upper[b, i, 0, 1]
                 v += upper[b, i, 1, 0]
                 w += upper[b, i, 1, 1]
-                t0, u0, v0, w0 = A * t + C * v, A * u + C * w, C * t + D * v, C * u + D * w
+                v -= ratio * t
+                w -= ratio * u
+                t0, u0, v0, w0 = scale * t, scale * u, last * v, last * w
                 row[2], row[3], row[4], row[5] = t0, u0, v0, w0
                 p, q, s = next_p - t * t0 - v * v0, next_q - t * u0 - v * w0, next_s - u * u0 - w * w0
                 f, g = next_f - t * y0 - v * y1, next_g - u * y0 - w * y1
                 if i % 2 == 1 and i + 2 < n:
                     S = skip[b, i // 2]
                     j, k, m, o = S[0, 0], S[0, 1], S[1, 0], S[1, 1]
-                    j0, k0, m0, o0 = A * j + C * m, A * k + C * o, C * j + D * m, C * k + D * o
+                    m -= ratio * j
+                    o -= ratio * k
+                    j0, k0, m0, o0 = scale * j, scale * k, last * m, last * o
                     row[6], row[7], row[8], row[9] = j0, k0, m0, o0
                     next_p, next_q, next_s = -j * j0 - m * m0, -j * k0 - m * o0, -k * k0 - o * o0
                     next_f, next_g = -j * y0 - m * y1, -k * y0 - o * y1
@@ -259,18 +268,22 @@ def _eliminated_pairs(diagonal, unit, upper, skip, rhs, x, damping, definite, ra
             if i % 2 == 1 and i + 2 < n:
                 f -= row[6] * x[b, i + 2, 0] + row[7] * x[b, i + 2, 1]
                 g -= row[8] * x[b, i + 2, 0] + row[9] * x[b, i + 2, 1]
-            x[b, i, 0], x[b, i, 1] = f, g
+            x[b, i, 0], x[b, i, 1] = f - row[10] * g, g
 
 
 @Part
 def room_for_elimination(n, d, dtype):  # type: ignore[no-untyped-def]
-    """Rows of pivots and blocks right of them, with zeros beyond; inverse factors; right-hand side and solution."""
-    beyond = 3 * d + _BEYOND
-    rows, factors = np.zeros(n * d * _row_of(d) + beyond, dtype), np.zeros(n * -(-d // ROWS) * ROWS * ROWS, dtype)
-    return rows, factors, np.zeros(n * d + beyond, dtype), np.zeros(n * d + beyond, dtype)
+    """Rows of pivots and blocks right of them; inverse factors; right-hand side and solution.
+
+    What makes up numbers beyond the columns counts on zeros: in the rows, which are written anew for each matrix, above
+    the diagonals of the inverse factors, and behind the solution. Behind the right-hand side anything may come to
+    stand: nothing is summed over it.
+    """
+    rows, factors = np.zeros(n * d * _row_of(d), dtype), np.zeros(n * -(-d // ROWS) * ROWS * ROWS, dtype)
+    return rows, factors, np.zeros(n * d + _BEYOND, dtype), np.zeros(n * d + _BEYOND, dtype)
 
 
-_BEYOND = 16  # numbers that a tile may read too far
+_BEYOND = 16  # numbers that a tile may read or write too far
 
 
 @Part

@@ -258,7 +258,8 @@ def squared_steps(values: Tensor, strides: Sequence[int]) -> list[Tensor]:
         return [values[:, ::s].diff(dim=1).square().sum(-1) for s in strides]
     sizes = [(values.shape[1] - 1) // stride for stride in strides]
     squares = values.new_empty(len(values), sum(sizes))
-    _squared(values, out=(squares,), shared=(tuple(strides),))  # on this thread, which has the values at hand
+    seconds = 2e-10 * sum(sizes) * values.shape[2]
+    _squared(values, out=(squares,), shared=(tuple(strides),), seconds=seconds)
     return list(squares.split(sizes, 1))
 
 
@@ -534,7 +535,7 @@ def interpolate_chain(c: Tensor, t: Tensor) -> Tensor:
         return _cubics(c, t)[0]
     t = t.expand(len(c), t.shape[-1])
     points = c.new_empty(*t.shape, c.shape[2])
-    _interpolated(c, t, out=(points,))
+    _interpolated(c, t, out=(points,), seconds=3e-9 * (c.shape[1] + t.shape[1]) * c.shape[2])
     return points
 
 
@@ -566,7 +567,8 @@ def _interpolated(c, t, points):  # type: ignore[no-untyped-def]
                 slope[i, a] = own if even == 1 else mean + even * (own - mean)
         for k in range(t.shape[1]):
             place = t[b, k] * t.dtype.type(n)
-            left = min(max(int(np.floor(place)), 0), n - 1)
+            whole = np.floor(place)
+            left = min(int(whole), n - 1) if 0 < whole < n else (0 if not whole > 0 else n - 1)  # NaN is at 0
             s = number(place - left)
             for a in range(d):
                 begin, end, u, v = c[b, left, a], c[b, left + 1, a], slope[left, a], slope[left + 1, a]
@@ -616,6 +618,7 @@ def places_at(times: Tensor, t: Tensor) -> Tensor:
 def _cubics(c: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """The interpolant at shares t of the node numbers, and its derivative by the node number."""
     n = c.shape[-2] - 1
+    t = t.expand(*c.shape[:-2], t.shape[-1]) if t.ndim > 1 else t
     left = (t * n).floor().long().clamp(0, n - 1)  # (T,) or (*, T)
     s, slope = (t * n - left).to(c.dtype)[..., None], _tamed(node_slopes(c), c)
     if left.ndim == 1:

@@ -215,11 +215,11 @@ def _solved(c, h, allowed, points, energy, decrement, iterations, status, metric
                 _dampers(diagonal[k], n, unit[0])
                 eliminated(H, unit, H_upper, H_skip, rhs, step, held, definite, raises, work)
             else:
-                eliminated(H, H, H_upper, H_skip, rhs, step, held, definite, never, work)
+                eliminated(H, H, H_upper, H_skip, rhs, step, held, definite, never, work)  # never damped: no unit
                 if not definite[0]:
+                    damped, held[0] = True, number(0.1)  # the first to try, see solve_damped
                     _dampers(diagonal[k], n, unit[0])
-                    eliminated(H, unit, H_upper, H_skip, rhs, step, held, definite, raises, work)
-                    damped = True
+                    eliminated(H, unit, H_upper, H_skip, rhs, step, held, definite, raises - 1, work)
             solved = definite[0] and _is_finite(step[0])
             promised = _promised(step[0], gradient[k])
             if damped:

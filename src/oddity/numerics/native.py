@@ -1,8 +1,8 @@
 """Loops compiled to machine code, for work that PyTorch has no batched operation for.
 
-Numba compiles a kernel at its first call for a dtype, in a few seconds, and keeps the code on disk. A kernel works on
-one item after another, so that an item's numbers do not depend on its companions; threads share the items, as many as
-PyTorch uses. Kernels serve tensors in main memory; elsewhere their twins in PyTorch do.
+Numba compiles a kernel at its first call for a dtype, in up to 20 seconds, and keeps the code on disk. A kernel works
+on one item after another, so that an item's numbers do not depend on its companions; threads share the items, as many
+as PyTorch uses. Kernels serve tensors in main memory; elsewhere their twins in PyTorch do.
 """
 
 from __future__ import annotations
@@ -181,17 +181,20 @@ def _parts(whole: Kernel | Part) -> dict[str, Part]:
 
 def _mark(whole: Kernel | Part) -> str:
     """A mark of all that its code is made of: its own, that of its parts, the constants and settings of each."""
-    code, known = whole.f.__code__, whole.f.__globals__
-    constants = {name: _constant(known[name]) for name in code.co_names if name in known}
-    told = [*coded(code), constants, _FAST]
+    told = [*coded(whole.f), _FAST]
     told += [(name, _mark(part)) for name, part in sorted(_parts(whole).items())]
     told += whole.told() if isinstance(whole, Part) else []
     return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
-def coded(code: types.CodeType) -> list[Any]:
-    """What a function does, the same in every process."""
-    inner = [coded(x) if isinstance(x, types.CodeType) else x for x in code.co_consts]
+def coded(f: Callable[..., Any]) -> list[Any]:
+    """What a function does, and the constants that it knows by name: the same in every process."""
+    names = {name: _constant(value) for name, value in f.__globals__.items() if name in f.__code__.co_names}
+    return [*_code(f.__code__), sorted(names.items())]
+
+
+def _code(code: types.CodeType) -> list[Any]:
+    inner = [_code(x) if isinstance(x, types.CodeType) else x for x in code.co_consts]
     return [code.co_code.hex(), inner, code.co_names]
 
 

@@ -2,7 +2,8 @@
 
 A compiler fills the registers in long loops, but around short rows it spends more on loads, checks and remainders than
 on the arithmetic. So the innermost loops are written in LLVM's own vectors, which become the widest that a processor
-has: :func:`product` sums over rows of its second factor, :func:`inner` along them.
+has: :func:`product` sums over rows of its second factor, :func:`inner` along them. Tiles are made for 32 registers of
+64 bytes; on processors with less they are right too, but gain less.
 
 Matrices lie row by row in arrays of any shape, C-contiguous; a place is a number in them, from which rows follow in
 equal steps. Nothing is checked. Vectors hold 16 numbers of single precision, or two of them do of double: where a
@@ -47,16 +48,20 @@ class Tile(Part):
 
     def told(self) -> list[Any]:
         """See :class:`~oddity.numerics.native.Part`."""
-        return [*super().told(), self.sizes, *(coded(f.__code__) for f in (self.write, *_HELPERS))]
+        return [*super().told(), self.sizes, *(coded(f) for f in (self.write, *_HELPERS, Tile.compiled))]
 
     def compiled(self) -> Any:
         """See :class:`~oddity.numerics.native.Part`."""
         from numba.core import types
+        from numba.core.errors import TypingError
         from numba.extending import intrinsic
         from numba.np.arrayobj import make_array
 
         def typed(_context, *args):  # type: ignore[no-untyped-def]
-            dtype = next(x.dtype for x in args if isinstance(x, types.Array))
+            arrays = [x for x in args if isinstance(x, types.Array)]
+            dtype = arrays[0].dtype
+            if dtype not in (types.float32, types.float64) or any(x.dtype != dtype or x.layout != "C" for x in arrays):
+                raise TypingError(f"a tile needs contiguous arrays of one floating dtype, not {arrays}")
             numbers = [dtype if isinstance(x, types.Float) else types.int64 for x in args]
             kept = [isinstance(x, types.Array | types.Boolean) for x in args]
             kinds = [x if keep else number for x, keep, number in zip(args, kept, numbers, strict=True)]
@@ -86,7 +91,7 @@ def product(C, c, c_row, rows, width, kept, factor, A, a, a_row, a_next, B, b, b
 
     C ``(rows, width)`` has rows from ``c`` on every ``c_row``, B ``(count, width)`` from ``b`` on every ``b_next``; A
     ``(rows, count)`` goes in steps of ``a_row`` and ``a_next``. Columns are rounded up to 16, in B and in C, where they
-    are written too.
+    are written too. C may be B if neither has more than four rows.
     """
     for j in range(0, width, 2 * _COLUMNS):  # a panel of B stays in the nearest cache
         for r in range(0, rows, ROWS):
@@ -106,18 +111,22 @@ def _strip(C, c, c_row, rows, kept, factor, A, a, a_row, a_next, B, b, b_next, c
 
 
 def _block(C, c, c_row, factor, A, a, a_row, a_rows, B, b, b_row, b_rows, count, rows, columns):  # type: ignore[no-untyped-def]
-    """Add a factor times the products of the first few rows of A with those of B to C; they are rounded up to 16."""
+    """Add a factor times the products of the first few rows of A with those of B to C.
+
+    They are ``count`` long, rounded up to a whole vector, 16 or 8 numbers: behind a shorter row of A or B have to be
+    zeros, and finite numbers behind the other's.
+    """
     for r in range(min(a_rows, rows)):
         for k in range(min(b_rows, columns)):
             C[c + r * c_row + k] += factor * sum(A[a + r * a_row + j] * B[b + k * b_row + j] for j in range(count))
 
 
 def _rows(C, c, c_row, width, A, a, rows, columns, factor, B, b):  # type: ignore[no-untyped-def]
-    """C = A + factor B, row by row, with zeros beyond their columns up to a width."""
+    """C = A + factor B, or A where the factor is zero, row by row, with zeros beyond their columns up to a width."""
     for r in range(rows):
         for k in range(width):
             i = r * columns + k
-            C[c + r * c_row + k] = A[a + i] + factor * B[b + i] if k < columns else 0
+            C[c + r * c_row + k] = (A[a + i] + (factor * B[b + i] if factor else 0)) if k < columns else 0
 
 
 # -- writing them ----------------------------------------------------------------------------------------------------
@@ -184,17 +193,20 @@ def _write_block(builder: Any, given: list[Any], element: Any, rows: int, column
 
 
 def _write_rows(builder: Any, given: list[Any], element: Any) -> None:
+    from llvmlite import ir
     from numba.core import cgutils
 
     C, c, c_row, width, A, a, rows, columns, factor, B, b = given
     lanes, zero = _lanes(element), _number(0)
     times = _spread(builder, factor, lanes)
+    nothing = builder.fcmp_ordered("==", factor, ir.Constant(element, 0.0))
+    added = builder.select(nothing, zero, columns)  # zero times what is not finite is not zero
     with cgutils.for_range_slice(builder, zero, width, _number(lanes), zero.type) as (column, _):
-        some, whole = (_mask(builder, builder.sub(end, column), lanes) for end in (columns, width))
+        some, asked, whole = (_mask(builder, builder.sub(end, column), lanes) for end in (columns, added, width))
         with cgutils.for_range(builder, rows) as loop:
             further = builder.add(builder.mul(loop.index, columns), column)
             x, _ = _masked(builder, _at(builder, A, a, further), some, element)
-            y, _ = _masked(builder, _at(builder, B, b, further), some, element)
+            y, _ = _masked(builder, _at(builder, B, b, further), asked, element)
             _, write = _masked(builder, _at(builder, C, c, builder.mul(loop.index, c_row), column), whole, element)
             write(_fused(builder, times, y, x))
 

@@ -437,7 +437,7 @@ class Manifold(abc.ABC):
         return self._steps(c).sum(-1)
 
     def _reckoned_lengths(self, c: Tensor) -> Tensor:
-        """Lengths ``(B, n+1, d) -> (B,)`` by compiled loops, where they know the metric: to choose by, not to certify."""
+        """Lengths ``(B, n+1, d) -> (B,)`` by compiled loops where they know the metric: to choose, not to certify."""
         squares = self._compiled_squares(c, (1,))
         return self._lengths(c) if squares is None else _root(squares[0]).sum(-1)
 

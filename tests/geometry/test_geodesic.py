@@ -11,7 +11,7 @@ from torch import Tensor
 
 import oddity
 from oddity import ChainSolver, Conformal, Euclidean, Hyperbolic, Manifold, Pullback, Roadmap, Sphere, TensorField
-from oddity.geometry import pullback, tabulated
+from oddity.geometry import manifold, tabulated
 from oddity.numerics import bicubic, blocktri, chain, descent, elements
 
 from .cases import decoder, embedded_sphere, mlp
@@ -379,7 +379,7 @@ def test_compiled_loops_change_no_answer(d: int, monkeypatch: pytest.MonkeyPatch
     init = Roadmap(M, z)
     assert init.sketch is not M
     compiled = M.geodesic(z[:9], z[9:18], init=init)
-    for module in (bicubic, blocktri, chain, descent, elements, pullback, tabulated):
+    for module in (bicubic, blocktri, chain, descent, elements, manifold, tabulated):
         monkeypatch.setattr(module, "serves", lambda *_: False)
     known = M.geodesic(z[:9], z[9:18], init=init)
     assert torch.equal(compiled.converged, known.converged)

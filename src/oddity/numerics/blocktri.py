@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from oddity.numerics.native import Kernel, Part, serves
-from oddity.numerics.tiles import ROWS, inner_of_one, laid, product
+from oddity.numerics.tiles import COLUMNS, ROWS, inner_of_one, laid, product
 
-__all__ = ["RAISES", "eliminated", "room_for_elimination", "solve_block_tridiagonal", "solve_damped"]
+__all__ = ["FIRST_DAMPING", "RAISES", "eliminated", "room_for_elimination", "solve_block_tridiagonal", "solve_damped"]
 
 
 def solve_block_tridiagonal(
@@ -101,12 +101,13 @@ def solve_damped(
         rest = (~definite).nonzero()[:, 0]
         if len(rest) == 0:
             break
-        damping[rest] = (4 * damping[rest]).clamp(min=0.1)
+        damping[rest] = (4 * damping[rest]).clamp(min=FIRST_DAMPING)
         raised = diagonal[rest] + damping[rest, None, None, None] * unit[rest]
         x[rest], definite[rest] = solve_block_tridiagonal(raised, upper[rest], rhs[rest], skip[rest])
     return x, damping, definite
 
 
+FIRST_DAMPING = 0.1
 RAISES = 12  # times 4 each; what is not definite then either is not finite or bends sharply, and waits for the caller
 _SECONDS = 0.02e-6, 4e-9  # for a block, and for each of its d^2
 
@@ -143,7 +144,7 @@ def eliminated(diagonal, unit, upper, skip, rhs, x, damping, definite, raises, w
         positive = False
         for turn in range(raises + 1):
             if turn:
-                damping[b] = max(number(4) * damping[b], number(0.1))
+                damping[b] = max(number(4) * damping[b], number(FIRST_DAMPING))
             positive = True
             for i in range(n):
                 for r in range(d):
@@ -199,7 +200,7 @@ def _eliminated_pairs(diagonal, unit, upper, skip, rhs, x, damping, definite, ra
         positive = False
         for turn in range(raises + 1):
             if turn:
-                damping[b] = max(number(4) * damping[b], number(0.1))
+                damping[b] = max(number(4) * damping[b], number(FIRST_DAMPING))
             positive, held = True, damping[b] if raises else zero
             # what the blocks before leave on this one and on the next: pivot p q s, load f g, block beside it t u v w
             p, q, s, f, g = zero, zero, zero, zero, zero
@@ -280,16 +281,13 @@ def room_for_elimination(n, d, dtype):  # type: ignore[no-untyped-def]
     stand: nothing is summed over it.
     """
     rows, factors = np.zeros(n * d * _row_of(d), dtype), np.zeros(n * -(-d // ROWS) * ROWS * ROWS, dtype)
-    return rows, factors, np.zeros(n * d + _BEYOND, dtype), np.zeros(n * d + _BEYOND, dtype)
-
-
-_BEYOND = 16  # numbers that a tile may read or write too far
+    return rows, factors, np.zeros(n * d + COLUMNS, dtype), np.zeros(n * d + COLUMNS, dtype)
 
 
 @Part
 def _row_of(d):  # type: ignore[no-untyped-def]
     """Numbers from row to row."""
-    return -(-(3 * d + _BEYOND - 1) // _BEYOND) * _BEYOND
+    return -(-(3 * d + COLUMNS - 1) // COLUMNS) * COLUMNS
 
 
 @Part

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oddity.numerics.blocktri import RAISES, eliminated, room_for_elimination
+from oddity.numerics.blocktri import FIRST_DAMPING, RAISES, eliminated, room_for_elimination
 from oddity.numerics.chain import (
     ISOTROPIC,
     LITTLE,
@@ -217,7 +217,7 @@ def _solved(c, h, allowed, points, energy, decrement, iterations, status, metric
             else:
                 eliminated(H, H, H_upper, H_skip, rhs, step, held, definite, never, work)  # never damped: no unit
                 if not definite[0]:
-                    damped, held[0] = True, number(0.1)  # the first to try, see solve_damped
+                    damped, held[0] = True, number(FIRST_DAMPING)
                     _dampers(diagonal[k], n, unit[0])
                     eliminated(H, unit, H_upper, H_skip, rhs, step, held, definite, raises - 1, work)
             solved = definite[0] and _is_finite(step[0])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from oddity.numerics.native import Kernel, Part
 from oddity.numerics.stages import ACTIVATIONS, SOFTPLUS_THRESHOLD, Stage
-from oddity.numerics.tiles import ROWS, inner, inner_of_few, inner_of_one, product
+from oddity.numerics.tiles import COLUMNS, ROWS, inner, inner_of_few, inner_of_one, product
 
 __all__ = [
     "LayeredProgram",
@@ -68,7 +68,6 @@ class LayeredProgram(NamedTuple):
 
 
 _ROWS = 2 * ROWS + 1  # in the room, that are made use of for a while
-_LANES = 16  # numbers that fill the registers: widths of stages are rounded up to that, and filled with zeros
 _FIRST, _LAST = 1, 2  # of a function, in the column of places
 
 
@@ -82,7 +81,7 @@ def program_of(stages: Sequence[Stage]) -> LayeredProgram:
     before = stages[0].matrix.shape[0]
     for i, stage in enumerate(stages):
         (k, m), like = stage.matrix.shape, stage.matrix
-        width = -(-m // _LANES) * _LANES
+        width = -(-m // COLUMNS) * COLUMNS  # filled up with zeros
         matrices.append(torch.nn.functional.pad(stage.matrix, (0, width - m, 0, before - k)).flatten())
         own = like.new_zeros(3, width)
         own[0] = _FILLED.get(stage.activation, 0.0)

@@ -6,7 +6,7 @@ has: :func:`product` sums over rows of its second factor, :func:`inner` along th
 64 bytes; on processors with less they are right too, but gain less.
 
 Matrices lie row by row in arrays of any shape, C-contiguous; a place is a number in them, from which rows follow in
-equal steps. Nothing is checked. Vectors hold 16 numbers of single precision, or two of them do of double: where a
+equal steps. Places are not checked. Vectors hold 16 numbers of single precision, or two of them do of double: where a
 function says that columns are rounded up to 16, what lies there must be memory of the array.
 """
 
@@ -18,10 +18,10 @@ from typing import Any
 
 from oddity.numerics.native import Part, coded
 
-__all__ = ["ROWS", "inner", "inner_of_few", "inner_of_one", "laid", "product"]
+__all__ = ["COLUMNS", "ROWS", "inner", "inner_of_few", "inner_of_one", "laid", "product"]
 
 ROWS = 4  # of a tile
-_COLUMNS = 16  # of a narrow one
+COLUMNS = 16  # of a narrow one, to which others are rounded up
 _BYTES = 64  # of a vector
 
 
@@ -93,10 +93,10 @@ def product(C, c, c_row, rows, width, kept, factor, A, a, a_row, a_next, B, b, b
     ``(rows, count)`` goes in steps of ``a_row`` and ``a_next``. Columns are rounded up to 16, in B and in C, where they
     are written too. C may be B if neither has more than four rows.
     """
-    for j in range(0, width, 2 * _COLUMNS):  # a panel of B stays in the nearest cache
+    for j in range(0, width, 2 * COLUMNS):  # a panel of B stays in the nearest cache
         for r in range(0, rows, ROWS):
             into, left, rest = c + r * c_row + j, a + r * a_row, rows - r
-            if width - j > _COLUMNS:
+            if width - j > COLUMNS:
                 _wide(C, into, c_row, rest, kept, factor, A, left, a_row, a_next, B, b + j, b_next, count)
             else:
                 _narrow(C, into, c_row, rest, kept, factor, A, left, a_row, a_next, B, b + j, b_next, count)
@@ -105,7 +105,7 @@ def product(C, c, c_row, rows, width, kept, factor, A, a, a_row, a_next, B, b, b
 def _strip(C, c, c_row, rows, kept, factor, A, a, a_row, a_next, B, b, b_next, count, chunks):  # type: ignore[no-untyped-def]
     """Up to four rows and one or two chunks of 16 columns of a product."""
     for r in range(min(rows, ROWS)):
-        for j in range(chunks * _COLUMNS):
+        for j in range(chunks * COLUMNS):
             total = sum(A[a + r * a_row + k * a_next] * B[b + k * b_next + j] for k in range(count))
             C[c + r * c_row + j] = factor * total + (C[c + r * c_row + j] if kept else 0)
 
@@ -137,7 +137,7 @@ def _write_strip(builder: Any, given: list[Any], element: Any, chunks: int) -> N
 
     C, c, c_row, rows, kept, factor, A, a, a_row, a_next, B, b, b_next, count = given
     lanes = _lanes(element)
-    parts, numbers = range(0, chunks * _COLUMNS, lanes), [_row(builder, rows, r) for r in range(ROWS)]
+    parts, numbers = range(0, chunks * COLUMNS, lanes), [_row(builder, rows, r) for r in range(ROWS)]
     sums = [[_sum(builder, element) for _ in parts] for _ in numbers]
     left = [_at(builder, A, a, builder.mul(a_row, r)) for r in numbers]
     right = _at(builder, B, b)

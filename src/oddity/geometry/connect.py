@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
@@ -24,6 +24,8 @@ from oddity.numerics.chain import (
     usual_tolerance,
 )
 from oddity.numerics.descent import Guided, solve
+from oddity.numerics.layered import LayeredProgram, squares_in_layers
+from oddity.numerics.native import serves
 
 __all__ = ["ChainSolver", "Init", "admit_pair", "connect", "depart"]
 
@@ -106,17 +108,17 @@ def _raced(M: Manifold, a: Tensor, b: Tensor, init: Init, solver: ChainSolver) -
     first = _scouting(solver, sketch).segments
     if sketch is not M and d > 2:  # the way is long, most of it through what any grid resolves
         first = max(2, first // 4 * 2)
-    names, starts = _starts(M, a, b, shape, init, first)
-    race = _Race(M, starts.flatten(0, 1), len(names), solver, sketch)
-    converged, why = race.verdict(a, b)
+    names, starts, bars = _starts(M, a, b, shape, init, first, solver)
+    race = _Race(M, starts.flatten(0, 1), len(names), solver, sketch, bars)
+    converged, why = race.verdict()
     pick = race.winners(converged)  # (B,)
     points, gap = race.published(pick)
     length, converged = race.length[pick], converged[pick]
     why, start = [why[i] for i in pick.tolist()], [names[i // max(1, len(a))] for i in pick.tolist()]
     for i in (converged & (gap > solver.resolution * length)).nonzero()[:, 0].tolist():
         converged[i], why[i] = False, "the curve leaps between its points: raise segments"
-    line = race.lengths_of_lines(a, b)
-    worse = ~converged & race.longer(line.repeat(len(names)))[pick] & line.isfinite()
+    line = bars[0].lengths(M)
+    worse = ~converged & race.longer(line)[pick] & line.isfinite()
     for i in worse.nonzero()[:, 0].tolist() if "line" in names else []:  # a curve that was asked for is what it is
         why[i], start[i] = f"{why[i]}, which is given in its place", "line"
         points[i] = resampled(M, _line(a[i : i + 1], b[i : i + 1], solver.max_segments), points.shape[1] - 1)[0]
@@ -160,14 +162,55 @@ def _line(a: Tensor, b: Tensor, n: int) -> Tensor:
     return line
 
 
-def _starts(M: Manifold, a: Tensor, b: Tensor, shape: torch.Size, init: Init, n: int) -> tuple[list[str], Tensor]:
-    """Names of the starts and the starting chains ``(S, B, n+1, d)``."""
+class _Bar:
+    """Curves from a to b that no geodesic between them may be longer than, measured as far as a verdict asks.
+
+    By chords first, which are no longer than the curves; those that seem shorter than a geodesic are measured better.
+    """
+
+    def __init__(self, name: str, curves: Tensor, solver: ChainSolver) -> None:
+        self.name, self._curves, self._solver = name, curves, solver  # (B, n+1, d)
+        self._lengths: Tensor | None = None
+
+    def lengths(self, M: Manifold) -> Tensor:
+        """Lengths under the metric: ``(B,)``."""
+        if self._lengths is None:
+            self._lengths = M._lengths(_polyline(self._curves, self._solver.segments))
+        return self._lengths
+
+    def measured(self, M: Manifold, seems: Callable[[Tensor], Tensor]) -> Tensor:
+        """The same, where they seem shorter than a curve by what stepped over nothing: ``(B,)``."""
+        lengths = self.lengths(M)
+        for n in (2 * self._solver.segments, self._solver.max_segments):
+            again = seems(lengths)
+            if bool(again.any()):
+                lengths[again] = _measure(M, _polyline(self._curves[again], n)).length
+        return lengths
+
+
+def _polyline(c: Tensor, n: int) -> Tensor:
+    """Points of polylines ``(B, m+1, d)`` at n + 1 even shares of their node numbers."""
+    m = c.shape[1] - 1
+    at = _times(n, c) * m
+    left = at.floor().long().clamp(max=m - 1)
+    points = torch.lerp(c[:, left], c[:, left + 1], (at - left)[:, None])
+    points[:, 0], points[:, -1] = c[:, 0], c[:, -1]
+    return points
+
+
+def _starts(
+    M: Manifold, a: Tensor, b: Tensor, shape: torch.Size, init: Init, n: int, solver: ChainSolver
+) -> tuple[list[str], Tensor, list[_Bar]]:
+    """Names of the starts, the starting chains ``(S, B, n+1, d)``, and what the geodesics may not be longer than."""
+    line = _Bar("straight line", torch.stack([a, b], 1), solver)
     if init is None:
-        return ["line"], _line(a, b, n)[None]
+        return ["line"], _line(a, b, n)[None], [line]
     if isinstance(init, Tensor):
-        return ["curve"], _given(M, a, b, shape, init, n)[None]
+        return ["curve"], _given(M, a, b, shape, init, n)[None], [line]
     _admit_roadmap(init, a)
-    return ["line", "roadmap"], torch.stack([_line(a, b, n), init.paths(a, b, n)])
+    paths = init.paths(a, b, n * -(-_CORNERS // n))
+    starts = torch.stack([_line(a, b, n), paths[:, :: (paths.shape[1] - 1) // n]])
+    return ["line", "roadmap"], starts, [line, _Bar("roadmap's path", paths, solver)]
 
 
 def _admit_roadmap(init: Roadmap, a: Tensor) -> None:
@@ -203,6 +246,9 @@ def _given(M: Manifold, a: Tensor, b: Tensor, shape: torch.Size, curve: Tensor, 
     return chain
 
 
+_CORNERS = 64  # segments, at least, on which the path of a roadmap keeps its corners
+_PLACES = 1536  # where a curve is looked at, at most 1.4 / 1536 of its length from each other: what is wider is seen
+_GLIMPSE = 96  # outputs of a layered function that are looked at
 _ROUGH = 1e-4  # share of the energy: how well a curve is solved under the sketch, before it is solved under the metric
 _UNSURE = 1e-2  # the same under the metric itself, before its grid is known to be fine enough
 _MARGIN = 1.6  # a start longer than its rival by more than this share over n is not pursued: finer grids know better
@@ -234,9 +280,17 @@ class _Race:
     is run under that first, and its winners come here.
     """
 
-    def __init__(self, M: Manifold, starts: Tensor, count: int, solver: ChainSolver, sketch: Manifold) -> None:
+    def __init__(
+        self,
+        M: Manifold,
+        starts: Tensor,
+        count: int,
+        solver: ChainSolver,
+        sketch: Manifold,
+        bars: list[_Bar] | None = None,
+    ) -> None:
         total = len(starts)
-        self.M, self.sketch = M, sketch
+        self.M, self.sketch, self.bars = M, sketch, bars
         self.solver, self.count, self.dim = solver, count, starts.shape[-1]
         self.length, self.error = starts.new_full((total,), torch.inf), starts.new_zeros(total)
         self.speed, self.decrement = starts.new_zeros(total), starts.new_zeros(total)
@@ -246,7 +300,6 @@ class _Race:
         self.why = [_GIVEN_UP] * total
         self.grids: list[tuple[Tensor, Tensor, Tensor]] = []  # which curves ended on a grid, their points and widths
         self.segments = torch.zeros_like(self.iterations)  # of the grid on which a curve ended; 0 if given up
-        self.lines: Tensor | None = None
         self.pruning = count > 1
         entrants = self._moving(starts)
         if isinstance(sketch, Tabulated) and sketch is not M:
@@ -254,7 +307,7 @@ class _Race:
                 points, measured, again = self._finish(entrants, chains, widths, self._is_last(chains))
                 self._run(entrants[again], *_refined(points[again], widths[again], measured.at(again)))
             self.sketch = M
-            entrants = self._forgotten(starts)
+            entrants = self._forgotten()
             starts = _regridded(starts, solver.segments)
         self._run(entrants, starts[entrants], _even(starts[entrants]))
         self.pruning = False
@@ -284,10 +337,9 @@ class _Race:
         for used, points, widths in scout.on_grids(pick):
             yield inside[pick[used]], points, widths
 
-    def _forgotten(self, starts: Tensor) -> Tensor:
+    def _forgotten(self) -> Tensor:
         """All starts of the pairs that have no converged curve yet, as if nothing had been tried."""
-        B = len(starts) // self.count
-        done = self.verdict(starts[:B, 0], starts[:B, -1])[0].reshape(self.count, B).any(0)
+        done = self.verdict()[0].reshape(self.count, -1).any(0)
         again = (~done).repeat(self.count).nonzero()[:, 0]
         kept = [(grid, ~torch.isin(grid[0], again)) for grid in self.grids]
         self.grids = [(ended[keep], points[keep], widths[keep]) for (ended, points, widths), keep in kept]
@@ -366,6 +418,8 @@ class _Race:
         The others have arrived: only they get a sentence, a grid and a number of segments.
         """
         found, measured = self._solve_to_the_end(entrants, chains, widths)
+        if self.bars is not None:  # in a table there is nothing that its nodes do not know
+            self._look(found.points, widths, measured)
         resolved = measured.resolved(self.solver.resolution)
         self.length[entrants], self.error[entrants] = measured.length, measured.error
         self.speed[entrants], self.decrement[entrants] = measured.speed, found.decrement
@@ -427,42 +481,58 @@ class _Race:
             on[behind] = ~(apart <= _SAME * length[behind])
         return on
 
-    def verdict(self, a: Tensor, b: Tensor) -> tuple[Tensor, list[str]]:
-        """Whether each curve converged, and if not, why."""
-        line = self.lengths_of_lines(a, b)
-        for n in (2 * self.solver.segments, self.solver.max_segments):  # a line may have stepped over something:
-            seems = self.longer(line.repeat(self.count)).reshape(self.count, -1).any(0)
-            if bool(seems.any()):  # look again before a judgement
-                line[seems] = _measure(self.M, _line(a[seems], b[seems], n)).length
-        line = line.repeat(self.count)
-        longer = self.longer(line)
-        why = list(self.why)
-        for i in (self.stationary & (~self.resolved | longer)).nonzero().flatten().tolist():
-            if not self.length[i].isfinite():
-                why[i] = "the length of the curve is not finite"
-            elif not self.resolved[i]:
-                why[i] = f"{int(self.segments[i])} segments do not resolve the curve: raise max_segments"
-            else:
-                why[i] = f"longer than the straight line: {float(self.length[i]):.6g} against {float(line[i]):.6g}"
-        return self.stationary & self.resolved & ~longer, why
+    def _look(self, points: Tensor, widths: Tensor, measured: _Measured) -> None:
+        """Look at curves that seem resolved at irregular places, and correct what was measured of them.
 
-    def lengths_of_lines(self, a: Tensor, b: Tensor) -> Tensor:
-        """Lengths of the straight lines, by chords, which are no longer than they: ``(B, d) -> (B,)``.
-
-        A verdict measures those better that seem shorter than the curve.
+        What is published is what is looked at. A layered function is looked at in some of its outputs, and what they
+        miss between the nodes counts as the same share of all.
         """
-        if self.lines is None:
-            self.lines = self.M._lengths(_line(a, b, self.solver.segments))
-        return self.lines
+        seems = measured.resolved(self.solver.resolution).nonzero()[:, 0]
+        if len(seems) == 0:
+            return
+        c, h = points[seems], widths[seems]
+        n, times = c.shape[1] - 1, _times_of(h)
+        curve = _through(c, places_at(times, _times(2 * n, c)))
+        t = _irregular(_PLACES, c)
+        view = _View(self.M, c)
+        at = places_at(times, (t[1:] + t[:-1]) / 2)  # (B, N)   where on the chain each step is
+        seen = torch.zeros_like(h).scatter_add_(1, (at * n).long().clamp(max=n - 1), view.steps(_through(curve, t)))
+        steps = measured.steps[seems]
+        known = steps if view.whole else doubled(view.steps(interpolate_chain(c, _times(2 * n, c))))
+        more = steps * (seen / known.clamp(min=torch.finfo(c.dtype).tiny)) - steps if not view.whole else seen - steps
+        total = more.sum(-1)
+        off = (total.abs() > self.solver.resolution * measured.length[seems])[:, None]
+        measured.error[seems] = torch.maximum(measured.error[seems], total.abs())
+        measured.length[seems] += torch.where(off[:, 0], total, 0.0)
+        measured.steps[seems] = torch.where(off, (steps + more).clamp(min=0), steps)
+        measured.missed[seems] += torch.where(off, more.abs(), 0.0)
 
-    def longer(self, line: Tensor) -> Tensor:
-        """Whether a finished curve exceeds its straight line by more than its error and rounding, or has no length.
+    def verdict(self) -> tuple[Tensor, list[str]]:
+        """Whether each curve converged, and if not, why."""
+        assert self.bars is not None
+        why, converged = list(self.why), self.stationary & self.resolved
+        longer = torch.zeros_like(converged)
+        for bar in self.bars:
+            lengths = bar.measured(self.M, lambda x: self.longer(x).reshape(self.count, -1).any(0))
+            over = self.longer(lengths)
+            for i in (converged & over & ~longer).nonzero().flatten().tolist():
+                other = float(lengths[i % len(lengths)])
+                why[i] = f"longer than the {bar.name}: {float(self.length[i]):.6g} against {other:.6g}"
+            longer |= over
+        for i in (self.stationary & ~self.length.isfinite()).nonzero().flatten().tolist():
+            why[i] = "the length of the curve is not finite"
+        for i in (self.stationary & self.length.isfinite() & ~self.resolved).nonzero().flatten().tolist():
+            why[i] = f"{int(self.segments[i])} segments do not resolve the curve: raise max_segments"
+        return converged & ~longer, why
+
+    def longer(self, other: Tensor) -> Tensor:
+        """Whether a finished curve exceeds another one of its pair by more than its error and rounding, or has no length.
 
         A line that leaves the chart has no length itself, and no curve is longer.
         """
-        line = line.nan_to_num(torch.inf, posinf=torch.inf)
-        slack = self.error + torch.finfo(line.dtype).eps ** 0.5 * line
-        longer: Tensor = (self.segments > 0) & ~(self.length.isfinite() & (self.length <= line + slack))
+        other = other.nan_to_num(torch.inf, posinf=torch.inf).repeat(self.count)
+        slack = self.error + torch.finfo(other.dtype).eps ** 0.5 * other
+        longer: Tensor = (self.segments > 0) & ~(self.length.isfinite() & (self.length <= other + slack))
         return longer
 
     def winners(self, converged: Tensor) -> Tensor:
@@ -554,15 +624,43 @@ class _Measured(NamedTuple):
 def _measure(M: Manifold, c: Tensor, widths: Tensor | None = None) -> _Measured:
     """Length of the curve through the chain by secants of a half and a whole step, extrapolated.
 
-    Lengths by secants have an error series in 1/n^2, so two grids cancel its first term (Richardson).
+    Lengths by secants have an error series in 1/n^2, so two grids cancel its first term (Richardson). Of maps into
+    flat space the chain of least energy is no longer than the geodesic, and any curve is no shorter: what lies between
+    the two is the error of its length.
     """
     n = c.shape[1] - 1
     fine, coarse = M._steps_at(interpolate_chain(c, _times(2 * n, c)), (1, 2))
     long, short = fine.sum(-1), coarse.sum(-1)
     length = long + (long - short) / 3
+    error = (length - short).abs()  # the chain is no longer than a geodesic, the curve through it no shorter
     mean = short.clamp(min=torch.finfo(c.dtype).tiny)[:, None] * (_even(c) if widths is None else widths)
     steps, speed = doubled(fine), (coarse / mean - 1).abs().amax(-1)
-    return _Measured(length, (length - long).abs(), short, steps, (steps - coarse).abs(), speed)
+    return _Measured(length, error, short, steps, (steps - coarse).abs(), speed)
+
+
+class _View:
+    """Steps along chains by what shows what lies between places that are near to each other."""
+
+    def __init__(self, M: Manifold, c: Tensor) -> None:
+        self._M = M
+        program = M._program() if serves(c) else None
+        fits = isinstance(program, LayeredProgram) and program.fits(c)
+        self._glimpse = program.thinned(_GLIMPSE) if fits and isinstance(program, LayeredProgram) else None
+        self.whole = self._glimpse is None
+
+    def steps(self, c: Tensor) -> Tensor:
+        """Lengths of the steps of chains: ``(B, N+1, d) -> (B, N)``."""
+        if self._glimpse is None:
+            return self._M._steps(c)
+        return squares_in_layers(self._glimpse, c, (1,))[0].sqrt()
+
+
+def _irregular(n: int, like: Tensor) -> Tensor:
+    """Times from 0 to 1 at n distances between 0.6 / n and 1.4 / n that no grid has: by the golden ratio."""
+    k = torch.arange(n + 1, dtype=torch.float64)
+    t = (k + 0.4 * ((k * ((5**0.5 - 1) / 2)) % 1 - 0.5)) / n
+    t[0], t[-1] = 0, 1
+    return t.to(like)
 
 
 def _refined(c: Tensor, widths: Tensor, measured: _Measured) -> tuple[Tensor, Tensor]:

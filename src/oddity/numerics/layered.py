@@ -57,6 +57,19 @@ class LayeredProgram(NamedTuple):
                 units[2, start : start + width] *= factor**0.5
         return self._replace(units=units)
 
+    def thinned(self, most: int) -> LayeredProgram:
+        """The same functions, with about as many of the outputs of each, evenly taken, as are given."""
+        matrices, units, table, start, unit = [], [], [], 0, 0
+        for before, width, at, first, code, place in self.table.tolist():
+            few = -(-most // COLUMNS) * COLUMNS
+            count = few if place & _LAST and few < width else width
+            kept = torch.linspace(0, width - 1, count).long()
+            matrices.append(self.matrices[at : at + before * width].reshape(before, width)[:, kept].flatten())
+            units.append(self.units[:, first : first + width][:, kept])
+            table.append((before, count, start, unit, code, place))
+            start, unit = start + before * count, unit + count
+        return LayeredProgram(torch.cat(matrices), torch.cat(units, 1), torch.tensor(table))
+
     def fits(self, c: Tensor) -> bool:
         """Whether it can be asked at chains ``(B, n+1, d)``."""
         inputs = self.table[(self.table[:, 5] & _FIRST) > 0, 0]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; at run time the same na
     from oddity import testing as testing
     from oddity.app import datasets as datasets
     from oddity.geometry.connect import ChainSolver as ChainSolver
+    from oddity.geometry.curve import ConvergenceWarning as ConvergenceWarning
     from oddity.geometry.curve import Geodesic as Geodesic
     from oddity.geometry.distances import Distances as Distances
     from oddity.geometry.distances import pairwise_distances as pairwise_distances
@@ -84,7 +85,7 @@ _HOME = {
     name: home
     for home, names in {
         "oddity.geometry.connect": ["ChainSolver"],
-        "oddity.geometry.curve": ["Geodesic"],
+        "oddity.geometry.curve": ["ConvergenceWarning", "Geodesic"],
         "oddity.geometry.distances": ["Distances", "pairwise_distances"],
         "oddity.geometry.ensemble": ["ensemble_metric", "independent_members_energy"],
         "oddity.geometry.fisher": ["fisher_metric"],

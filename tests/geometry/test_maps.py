@@ -21,7 +21,7 @@ def pairs(B: int = 6, scale: float = 0.6, d: int = 2) -> tuple[Tensor, Tensor]:
 
 
 def on_grid(n: int) -> ChainSolver:
-    return ChainSolver(segments=n, max_segments=n, resolution=1)
+    return ChainSolver(segments=n, max_segments=n, resolution=1, tolerance=1e-15)
 
 
 # -- acceleration and shooting ----------------------------------------------------------------------------------------

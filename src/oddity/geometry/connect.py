@@ -92,12 +92,21 @@ def connect(M: Manifold, a: Tensor, b: Tensor, *, init: Init = None, solver: Cha
 
 def depart(
     M: Manifold, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSolver | None = None
-) -> tuple[Geodesic, Tensor]:
-    """Numerical geodesics, and the covectors ``(*, d)`` with which they leave a."""
+) -> tuple[Geodesic, Tensor, Tensor]:
+    """Numerical geodesics, and the covectors ``(*, d)`` with which they leave a, and leave b the other way.
+
+    Both have the norm that is known best, the length of the geodesic.
+    """
     a, b = admit_pair(M, a, b, init)
     with torch.no_grad():
         g, race, pick = _raced(M, a.detach(), b.detach(), init, solver or ChainSolver())
-        return g, race.momentum(pick).reshape(a.shape)
+        length = g.length.reshape(-1, 1)
+        ends = []
+        for z, last in ((a, False), (b, True)):
+            p = race.momentum(pick, last=last)
+            norm = (p * M._sharp(z.detach().reshape(p.shape), p)).sum(-1, keepdim=True).sqrt()
+            ends.append(torch.where(norm > 0, length / norm * p, p).reshape(a.shape))
+        return g, ends[0], ends[1]
 
 
 def _raced(M: Manifold, a: Tensor, b: Tensor, init: Init, solver: ChainSolver) -> tuple[Geodesic, _Race, Tensor]:
@@ -248,6 +257,7 @@ def _given(M: Manifold, a: Tensor, b: Tensor, shape: torch.Size, curve: Tensor, 
 
 _CORNERS = 64  # segments, at least, on which the path of a roadmap keeps its corners
 _PLACES = 1536  # where a curve is looked at, at most 1.4 / 1536 of its length from each other: what is wider is seen
+_JUMP = 1.1  # a curve that is longer than its chain by this factor is put anew on the next grid
 _GLIMPSE = 96  # outputs of a layered function that are looked at
 _ROUGH = 1e-4  # share of the energy: how well a curve is solved under the sketch, before it is solved under the metric
 _UNSURE = 1e-2  # the same under the metric itself, before its grid is known to be fine enough
@@ -305,7 +315,7 @@ class _Race:
         if isinstance(sketch, Tabulated) and sketch is not M:
             for entrants, chains, widths in self._scouted(starts, sketch):
                 points, measured, again = self._finish(entrants, chains, widths, self._is_last(chains))
-                self._run(entrants[again], *_refined(points[again], widths[again], measured.at(again)))
+                self._run(entrants[again], *self._refined(points[again], widths[again], measured.at(again)))
             self.sketch = M
             entrants = self._forgotten()
             starts = _regridded(starts, solver.segments)
@@ -377,7 +387,22 @@ class _Race:
         points[here], final, on[here] = self._finish(entrants[here], rough.points[here], widths[here], last)
         for whole, part in zip(measured, final, strict=True):
             whole[here] = part
-        return entrants[on], *_refined(points[on], widths[on], measured.at(on))
+        return entrants[on], *self._refined(points[on], widths[on], measured.at(on))
+
+    def _refined(self, points: Tensor, widths: Tensor, measured: _Measured) -> tuple[Tensor, Tensor]:
+        """Curves on twice as many segments; points and widths.
+
+        A chain that steps over much of its own curve, such as a wall between two nodes, starts anew at equal steps of
+        the length that is seen: from elsewhere the way down leads over the wall again.
+        """
+        finer, times = _refined(points, widths, measured)
+        jumps = (measured.length > _JUMP * measured.coarse).nonzero()[:, 0]
+        if len(jumps):
+            c = points[jumps]
+            fine = interpolate_chain(c, _irregular(_PLACES, c))
+            finer[jumps] = resampled(self.M, fine, 2 * (c.shape[1] - 1))
+            times[jumps] = _even(finer[jumps])
+        return finer, times
 
     def _solve(
         self,
@@ -420,7 +445,7 @@ class _Race:
         found, measured = self._solve_to_the_end(entrants, chains, widths)
         if self.bars is not None:  # in a table there is nothing that its nodes do not know
             self._look(found.points, widths, measured)
-        resolved = measured.resolved(self.solver.resolution)
+        resolved = measured.resolved(self.solver.resolution, last)
         self.length[entrants], self.error[entrants] = measured.length, measured.error
         self.speed[entrants], self.decrement[entrants] = measured.speed, found.decrement
         self.stationary[entrants], self.resolved[entrants] = found.stationary, resolved
@@ -570,14 +595,16 @@ class _Race:
                 gaps[used[some]] = (self.M._lengths(fine) - self.length[pick[used[some]]]).abs()
         return whole, gaps
 
-    def momentum(self, pick: Tensor) -> Tensor:
-        """Covectors G(a) z'(0) of the picked curves, of fourth order in the step: ``(B, d)``.
+    def momentum(self, pick: Tensor, *, last: bool = False) -> Tensor:
+        """Covectors G(a) z'(0) of the picked curves, of fourth order in the step: ``(B, d)``; or at the last point, back.
 
         It is what the energy loses by the first point. Where the energy is of second order only, the chain is
         solved once more on every second node, and the two extrapolated.
         """
         momentum = self.length.new_empty(len(pick), self.dim)
         for used, points, widths in self.on_grids(pick):
+            if last:
+                points, widths = points.flip(1), widths.flip(1)
             momentum[used] = torch.where(at_rest(points)[:, None], 0.0, self._extrapolated_momentum(points, widths))
         return momentum
 
@@ -608,6 +635,7 @@ class _Measured(NamedTuple):
     length: Tensor  # (B,)   extrapolated
     error: Tensor  # (B,)   estimated
     coarse: Tensor  # (B,)   length of the chain itself
+    fourth: Tensor  # (B,)   the same extrapolated from that over every second node, of fourth order in the step
     steps: Tensor  # (B, n)   of the curve on each segment
     missed: Tensor  # (B, n)   by how much a step differs from its secant
     speed: Tensor  # (B,)   largest deviation from constant speed, as a share
@@ -616,9 +644,9 @@ class _Measured(NamedTuple):
         """What was measured of the curves at an index."""
         return _Measured(*(a[index] for a in self))
 
-    def resolved(self, resolution: float) -> Tensor:
-        """Whether the chain steps over nothing: ``(B,)`` bool."""
-        return (self.coarse - self.length).abs() <= resolution * self.length
+    def resolved(self, resolution: float, last: bool = False) -> Tensor:
+        """Whether the chain steps over nothing: ``(B,)`` bool; where there is no finer grid, to fourth order."""
+        return ((self.fourth if last else self.coarse) - self.length).abs() <= resolution * self.length
 
 
 def _measure(M: Manifold, c: Tensor, widths: Tensor | None = None) -> _Measured:
@@ -629,13 +657,14 @@ def _measure(M: Manifold, c: Tensor, widths: Tensor | None = None) -> _Measured:
     the two is the error of its length.
     """
     n = c.shape[1] - 1
-    fine, coarse = M._steps_at(interpolate_chain(c, _times(2 * n, c)), (1, 2))
+    fine, coarse, *double = M._steps_at(interpolate_chain(c, _times(2 * n, c)), (1, 2, 4)[: 2 + (n % 2 == 0)])
     long, short = fine.sum(-1), coarse.sum(-1)
+    fourth = short + (short - double[0].sum(-1)) / 3 if double else short
     length = long + (long - short) / 3
     error = (length - short).abs()  # the chain is no longer than a geodesic, the curve through it no shorter
     mean = short.clamp(min=torch.finfo(c.dtype).tiny)[:, None] * (_even(c) if widths is None else widths)
     steps, speed = doubled(fine), (coarse / mean - 1).abs().amax(-1)
-    return _Measured(length, error, short, steps, (steps - coarse).abs(), speed)
+    return _Measured(length, error, short, fourth, steps, (steps - coarse).abs(), speed)
 
 
 class _View:

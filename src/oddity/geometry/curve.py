@@ -16,7 +16,19 @@ from oddity.numerics.chain import chain_velocity, interpolate_chain, node_slopes
 if TYPE_CHECKING:
     from oddity.geometry.manifold import Manifold
 
-__all__ = ["Geodesic"]
+__all__ = ["ConvergenceWarning", "Geodesic"]
+
+
+class ConvergenceWarning(UserWarning):
+    """Some geodesics did not converge, where only their lengths are returned.
+
+    Examples
+    --------
+    Make it an error, to be told at once:
+
+    >>> import warnings
+    >>> warnings.simplefilter("error", ConvergenceWarning)
+    """
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -31,7 +43,10 @@ class Geodesic:
     length : Tensor
         ``(*,)``, measured on a grid finer than the one that was solved.
     length_error : Tensor
-        ``(*,)``, an estimate of the error of ``length`` as the length of the true geodesic in this valley.
+        ``(*,)``, a bound, not proven but tried, on the difference between ``length`` and the length of the geodesic
+        of this valley: by how much the curve is longer than its chain of chords, which is no longer than the geodesic,
+        and by what was found between the nodes. Where geodesics are unique, this is the error of the distance. No local
+        measurement can exclude a shorter geodesic in another valley.
     converged : Tensor
         ``(*,)`` bool: stationary, resolved by its grid, and no longer than the straight line (up to ``length_error``
         and the share ``sqrt(eps)``). A stationary curve need not be the shortest, nor even a local minimum.

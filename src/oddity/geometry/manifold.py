@@ -562,12 +562,17 @@ class Manifold(abc.ABC):
     def dist(self, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSolver | None = None) -> Tensor:
         """Geodesic distance, ``geodesic(a, b).length``, differentiably: ``(*, d), (*, d) -> (*,)``.
 
-        The gradient, by the ends and by the parameters of the decoder, is that of the energy of the solved chain
-        with its inner points held still: where a curve is stationary, moving it changes nothing (the envelope
-        theorem). It means something where the geodesic converged, and is zero from a point to itself. Under
-        ``torch.no_grad()`` nothing is recorded.
+        The gradient by an end is the unit covector with which the geodesic arrives there; that by the parameters of the
+        decoder is that of the length of the solved curve held still: where a curve is stationary, moving it changes
+        nothing (the envelope theorem). Both mean something where the geodesic converged, and are zero from a point to
+        itself. Under ``torch.no_grad()`` nothing is recorded. A second derivative raises.
 
         Parameters and errors are those of :meth:`geodesic`.
+
+        Warns
+        -----
+        ConvergenceWarning
+            With their number, if some of the geodesics did not converge; ``geodesic(a, b)`` says which, and why.
 
         Examples
         --------
@@ -613,7 +618,7 @@ class Manifold(abc.ABC):
         """End of the geodesic that leaves z with velocity v, at t = 1: ``(*, d), (*, d) -> (*, d)``.
 
         The points of :meth:`shoot`; NaN where that did not converge, which ``shoot(z, v).why`` explains. Not
-        differentiable.
+        differentiable: a gradient that is asked of it raises.
 
         Examples
         --------
@@ -623,14 +628,16 @@ class Manifold(abc.ABC):
         >>> [round(x, 3) for x in end.tolist()]
         [0.0, 2.718]
         """
-        path = self.shoot(z, v)
-        return torch.where(path.converged[..., None], path.points, torch.nan)
+        from oddity.geometry.maps import exp
+
+        return exp(self, z, v)
 
     def log(self, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSolver | None = None) -> Tensor:
         """Initial velocity of the geodesic from a to b, in the chart: ``(*, d), (*, d) -> (*, d)``.
 
         Its Riemannian norm is the distance. It is NaN where the geodesic did not converge, since a bare vector
-        has no place for a verdict; ``geodesic(a, b)`` has the reason and the best curve. Not differentiable.
+        has no place for a verdict; ``geodesic(a, b)`` has the reason and the best curve. Not differentiable: a gradient
+        that is asked of it raises.
 
         See :func:`oddity.geometry.maps.log` for the method and its order. Parameters and errors are those of
         :meth:`geodesic`.

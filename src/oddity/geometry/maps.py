@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +10,11 @@ import torch
 from torch import Tensor
 
 from oddity.geometry.connect import ChainSolver, Init, admit_pair, depart
-from oddity.geometry.curve import nested
+from oddity.geometry.curve import ConvergenceWarning, Geodesic, nested
 from oddity.geometry.manifold import Manifold
 from oddity.numerics.ode import integrate
 
-__all__ = ["Trajectory", "dist", "log", "shoot"]
+__all__ = ["Trajectory", "dist", "exp", "log", "shoot"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -152,11 +153,17 @@ def _speed_change(M: Manifold, z: Tensor, v: Tensor, z_end: Tensor, v_end: Tenso
     return torch.where(before == after, 0.0, (after / before - 1).abs())
 
 
+def exp(M: Manifold, z: Tensor, v: Tensor) -> Tensor:
+    """End of the geodesic that leaves z with velocity v; see :meth:`oddity.Manifold.exp`."""
+    path = M.shoot(z, v)
+    return _without_gradient(torch.where(path.converged[..., None], path.points, torch.nan), "exp", M, z, v)
+
+
 def log(M: Manifold, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSolver | None = None) -> Tensor:
     """Initial velocity of the geodesic from a to b: ``(*, d), (*, d) -> (*, d)``, NaN where it did not converge.
 
     The energy of the best curve changes with its start as dE = -<log_a(b), da>, so that the logarithm is
-    -G(a)^-1 dE/da at the solved chain, of fourth order in the step.
+    -G(a)^-1 dE/da at the solved chain, of fourth order in the step, brought to the length of the geodesic.
 
     Examples
     --------
@@ -166,24 +173,105 @@ def log(M: Manifold, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSo
     >>> bool(torch.allclose(M.exp(a, log(M, a, b)), b, atol=1e-5))
     True
     """
-    g, momentum = depart(M, a, b, init=init, solver=solver)
+    g, momentum, _ = depart(M, a, b, init=init, solver=solver)
     with torch.no_grad():
         v = M._sharp(a.detach().expand(momentum.shape), momentum)
         v = torch.where((momentum == 0).all(-1, keepdim=True), 0.0, v)  # also where the metric is singular
-        return torch.where(g.converged[..., None], v, torch.nan)
+        v = torch.where(g.converged[..., None], v, torch.nan)
+    return _without_gradient(v, "log", M, a, b)
 
 
 def dist(M: Manifold, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSolver | None = None) -> Tensor:
     """Geodesic distance with its gradient by the envelope theorem; see :meth:`oddity.Manifold.dist`."""
-    g = M.geodesic(a, b, init=init, solver=solver)
-    if not torch.is_grad_enabled():
-        return g.length
+    if not _asks_for_gradient(M, a, b):
+        return _warned(M.geodesic(a, b, init=init, solver=solver)).length
+    g, at_a, at_b = depart(M, a, b, init=init, solver=solver)
     a, b = admit_pair(M, a, b)
-    chain = torch.cat([a[..., None, :], g.points[..., 1:-1, :], b[..., None, :]], -2)
-    energy = (4 * M.energy(chain) - M.energy(chain[..., ::2, :])) / 3
-    if not energy.requires_grad:
-        return g.length
-    # length^2 = 2 energy, so d length = d energy / length; the value stays the length that the geodesic reports
-    apart = g.length > 0
-    change = (energy - energy.detach()) / torch.where(apart, g.length, 1.0)
-    return g.length + torch.where(apart, change, 0.0)
+    # by the decoder: length^2 = 2 energy of the curve held still, so d length = d energy / length
+    energy = (4 * M.energy(g.points) - M.energy(g.points[..., ::2, :])) / 3
+    by_ends = (at_a * (a - a.detach()) + at_b * (b - b.detach())).sum(-1)  # the geodesic gets shorter by its momentum
+    change = (energy - energy.detach() - by_ends) / torch.where(g.length > 0, g.length, 1.0)
+    known = (g.length > 0) & at_a.isfinite().all(-1) & at_b.isfinite().all(-1)
+    return _warned(g).length + _Once.apply(torch.where(known, change, 0.0), "dist")
+
+
+def _asks_for_gradient(M: Manifold, a: Tensor, b: Tensor) -> bool:
+    """Whether the ends, or what the metric is made of, ask for a gradient."""
+    if not torch.is_grad_enabled():
+        return False
+    ends = admit_pair(M, a, b)
+    if any(x.requires_grad for x in ends):
+        return True
+    few = torch.stack([x.reshape(-1, x.shape[-1])[:1] for x in ends], 1)  # (1, 2, d), or none
+    return bool(M.length(few).requires_grad)
+
+
+def _warned(g: Geodesic) -> Geodesic:
+    """Say how many of some geodesics did not converge, where the caller will see only their lengths."""
+    failed = int((~g.converged).sum())
+    if failed:
+        warnings.warn(
+            f"{failed} of {g.converged.numel()} geodesics did not converge, and their distances are those of the best "
+            "curves found; M.geodesic(a, b) has the same lengths with converged, why and length_error for each pair",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+    return g
+
+
+def _without_gradient(value: Tensor, name: str, M: Manifold, z: Tensor, v: Tensor) -> Tensor:
+    """A result that raises where somebody asks it for a gradient, in place of none."""
+    if torch.is_grad_enabled() and (z.requires_grad or v.requires_grad):
+        return _Refused.apply(value, name, z, v)  # type: ignore[no-any-return]
+    return value
+
+
+class _Refused(torch.autograd.Function):
+    """A value whose derivative is not known: asking for it raises."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, name: str, *of: Tensor) -> Tensor:  # noqa: D102
+        del of
+        ctx.name = name
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:  # noqa: D102
+        raise RuntimeError(
+            f"{ctx.name} found numerically has no derivative here; M.dist has one, by its ends and by the decoder, and "
+            "exp and log of closed-form spaces such as oddity.Sphere do"
+        )
+
+
+class _Once(torch.autograd.Function):
+    """The same value, once differentiable: a gradient of the gradient raises, since held points would make it wrong."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, name: str) -> Tensor:  # noqa: D102
+        ctx.name = name
+        ctx.save_for_backward(value)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:  # noqa: D102
+        (value,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _Twice.apply(grads[0], value, ctx.name), None
+        return grads[0], None
+
+
+class _Twice(torch.autograd.Function):
+    """A gradient that refuses to be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, slope: Tensor, value: Tensor, name: str) -> Tensor:  # noqa: D102
+        del value
+        ctx.name = name
+        return slope.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:  # noqa: D102
+        raise RuntimeError(
+            f"{ctx.name} is differentiable once: its gradient holds the solved curve still, which a second derivative "
+            "must not; take differences of gradients"
+        )

@@ -132,6 +132,7 @@ def _raced(M: Manifold, a: Tensor, b: Tensor, init: Init, solver: ChainSolver) -
         why[i], start[i] = f"{why[i]}, which is given in its place", "line"
         points[i] = resampled(M, _line(a[i : i + 1], b[i : i + 1], solver.max_segments), points.shape[1] - 1)[0]
         length[i], gap[i] = line[i], 0
+    _nearby(M, a, b, points, gap, race, pick, converged, why, start, length)
     found = Geodesic(
         points=points.reshape(*shape, *points.shape[1:]),
         length=length.reshape(shape),
@@ -145,6 +146,49 @@ def _raced(M: Manifold, a: Tensor, b: Tensor, init: Init, solver: ChainSolver) -
         manifold=M,
     )
     return found, race, pick
+
+
+def _nearby(
+    M: Manifold,
+    a: Tensor,
+    b: Tensor,
+    points: Tensor,
+    gap: Tensor,
+    race: _Race,
+    pick: Tensor,
+    converged: Tensor,
+    why: list[str],
+    start: list[str],
+    length: Tensor,
+) -> None:
+    """Give pairs their straight line that are so near to each other that the chords of a chain are mostly rounding.
+
+    The line is measured by derivatives, which no difference of near values spoils. How far it is from a geodesic is
+    told by the acceleration of one: a turn by a small angle rho makes a curve longer by the share rho^2 / 24.
+    """
+    if bool(converged.all()):
+        return
+    v = b - a
+    noise = race.solver.segments * M._rounding((a + b) / 2)
+    near = (~converged & (M._steps(torch.stack([a, b], 1))[:, 0] < _NOISY * noise)).nonzero()[:, 0]
+    if len(near) == 0:
+        return
+    t = _irregular(_BY_PUSH, a)
+    z = (a[near, None] + t[:, None] * v[near, None]).flatten(0, 1)
+    along = v[near, None].expand(-1, len(t), -1).flatten(0, 1)
+    speed = torch.linalg.vector_norm(M.push(z, along), dim=-1).reshape(len(near), -1)
+    bend = torch.linalg.vector_norm(M.push(z, M._acceleration(z, along)), dim=-1).reshape(len(near), -1)
+    straight = torch.trapezoid(speed, t)
+    share = (bend.amax(-1) / straight).square() / 24
+    sure = near[share <= race.solver.resolution * _SURE]
+    kept = share <= race.solver.resolution * _SURE
+    points[sure] = _line(a[sure], b[sure], points.shape[1] - 1)
+    length[sure], converged[sure] = straight[kept], True
+    spread = (speed.amax(-1) - speed.amin(-1))[kept] / _BY_PUSH
+    gap[sure] = spread + share[kept] * straight[kept] + torch.finfo(a.dtype).eps * straight[kept]
+    race.error[pick[sure]] = 0
+    for i in sure.tolist():
+        why[i], start[i] = "", "line"
 
 
 def admit_pair(M: Manifold, a: Tensor, b: Tensor, init: Init = None) -> tuple[Tensor, Tensor]:
@@ -258,6 +302,9 @@ def _given(M: Manifold, a: Tensor, b: Tensor, shape: torch.Size, curve: Tensor, 
 _CORNERS = 64  # segments, at least, on which the path of a roadmap keeps its corners
 _PLACES = 1536  # where a curve is looked at, at most 1.4 / 1536 of its length from each other: what is wider is seen
 _JUMP = 1.1  # a curve that is longer than its chain by this factor is put anew on the next grid
+_BY_PUSH = 64  # segments of a line that is measured by derivatives
+_NOISY = 1e4  # chords of less than so many times their rounding do not tell whether a chain is stationary
+_SURE = 1e-2  # of the resolution: by how much a line may be longer than the geodesic it stands for
 _GLIMPSE = 96  # outputs of a layered function that are looked at
 _ROUGH = 1e-4  # share of the energy: how well a curve is solved under the sketch, before it is solved under the metric
 _UNSURE = 1e-2  # the same under the metric itself, before its grid is known to be fine enough

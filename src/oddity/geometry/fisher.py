@@ -157,6 +157,9 @@ class FisherMetric(Manifold):
     def _squares(self, c: Tensor, strides: tuple[int, ...]) -> list[Tensor]:
         return self.at(c)._squares(c, strides)
 
+    def _rounding(self, z: Tensor) -> Tensor:
+        return self.at(z)._rounding(z)
+
     def frame(self, z: Tensor) -> Tensor:
         """Frame of the pullback."""
         return self.at(z).frame(z)

@@ -468,6 +468,10 @@ class Manifold(abc.ABC):
         """Squared lengths of the steps; sums of metrics add them."""
         return [self.secants(c[:, ::s]).square().sum(-1) for s in strides]
 
+    def _rounding(self, z: Tensor) -> Tensor:
+        """How much of a secant's length at points is rounding: ``(N, d) -> (N,)``; none where it is a push."""
+        return torch.zeros_like(z[:, 0])
+
     # -- a cheaper metric nearby ------------------------------------------------------------------------------------
 
     @final
@@ -837,6 +841,9 @@ class Sum(Manifold):
         parts = [part._squares(c, strides) for part in self.parts]
         return [torch.stack(squares).sum(0) for squares in zip(*parts, strict=True)]
 
+    def _rounding(self, z: Tensor) -> Tensor:
+        return torch.stack([part._rounding(z) for part in self.parts]).norm(dim=0)
+
     def frame(self, z: Tensor) -> Tensor:
         """Stack the parts' frames."""
         return torch.cat([part.frame(z) for part in self.parts], -2)
@@ -965,6 +972,9 @@ class Scaled(Manifold):
 
     def _squares(self, c: Tensor, strides: tuple[int, ...]) -> list[Tensor]:
         return [self.factor * squares for squares in self.base._squares(c, strides)]
+
+    def _rounding(self, z: Tensor) -> Tensor:
+        return self._root * self.base._rounding(z)
 
     def frame(self, z: Tensor) -> Tensor:
         """Scale the frame by sqrt(c)."""

@@ -93,6 +93,12 @@ class Pullback(Manifold):
         values = self.differential(_padded(c))[: c.shape[0] * c.shape[1]]  # each node mapped once for all strides
         return squared_steps(values.reshape(*c.shape[:-1], -1), strides)
 
+    def _rounding(self, z: Tensor) -> Tensor:
+        y = self.differential(z)
+        size = torch.linalg.vector_norm(y if self.ambient is None else self.ambient.push(y, y), dim=-1)
+        rounding: Tensor = torch.finfo(z.dtype).eps * size
+        return rounding
+
     def frame(self, z: Tensor) -> Tensor:
         """Jacobian of f, seen in the ambient space: ``(*, d) -> (*, m, d)``."""
         J = self.differential.frame(z)

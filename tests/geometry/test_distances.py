@@ -1,6 +1,8 @@
 """All pairs against closed forms and single geodesics, stopped and resumed, in other processes, and refused."""
 
+import errno
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,9 +19,11 @@ from torch import Tensor
 
 import oddity
 from oddity import Euclidean, Hyperbolic, Manifold, Pullback, Sphere, TensorField, pairwise_distances
+from oddity._files import reserve
 from oddity.geometry import distances
 from oddity.numerics.graph import components, distances_from
 
+from .. import disks
 from .cases import decoder, embedded_sphere
 
 
@@ -216,6 +220,106 @@ def test_other_peoples_files_are_left_alone(tmp_path: Path, few_waypoints: None)
         pairwise_distances(M, z, out=out)
     with pytest.raises(ValueError, match=r"does not end in \.npy"):
         pairwise_distances(M, z, out=tmp_path / "D.csv")
+
+
+DAMAGE: dict[str, Callable[[Path, Path], object]] = {
+    "a letter of the journal": lambda journal, _: edit(journal, b'"graph"', b'"gruph"'),
+    "a line lost": lambda journal, _: journal.write_bytes(b"".join(journal.read_bytes().splitlines(True)[1:])),
+    "a line twice": lambda journal, _: journal.write_bytes(journal.read_bytes() + lines(journal)[-1]),
+    "no text": lambda journal, _: edit(journal, b"{", b"\xff"),
+    "deep brackets": lambda journal, _: journal.write_bytes(b"[" * 50_000 + b"\n"),
+    "the matrix cut": lambda _, part: part.write_bytes(part.read_bytes()[:-8]),
+    "the matrix longer": lambda _, part: part.write_bytes(part.read_bytes() + b"12345678"),
+    "the head of the matrix": lambda _, part: edit(part, b"NUMPY", b"DUMPY"),
+    "a matrix of another shape": lambda _, part: edit(part, b"(10, 10)", b"(5, 20) "),
+    "a matrix of another type": lambda _, part: edit(part, b"<f8", b"<i8"),
+}
+
+
+def lines(journal: Path) -> list[bytes]:
+    return journal.read_bytes().splitlines(keepends=True)
+
+
+def edit(file: Path, old: bytes, new: bytes) -> None:
+    assert old in file.read_bytes()
+    file.write_bytes(file.read_bytes().replace(old, new, 1))
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_beginning_is_refused_and_left(damage: Callable[[Path, Path], object], tmp_path: Path) -> None:
+    M, z, out = Pullback(embedded_sphere), points(10), tmp_path / "D.npy"
+    with pytest.raises(KeyboardInterrupt):
+        pairwise_distances(M, z, method="graph", block=3, out=out, progress=killer(3))
+    files = tmp_path / "D.npy.journal", tmp_path / "D.npy.part"
+    damage(*files)
+    before = [file.read_bytes() for file in files]
+    with pytest.raises(ValueError, match=r"is damaged: remove .*D\.npy\.part and .*D\.npy\.journal, and begin again"):
+        pairwise_distances(M, z, method="graph", block=3, out=out)
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_a_matrix_without_its_journal_is_someone_else_s(tmp_path: Path) -> None:
+    (tmp_path / "D.npy.part").write_text("years of work")
+    with pytest.raises(FileExistsError, match="exists without its journal"):
+        pairwise_distances(Sphere(2), points(3), out=tmp_path / "D.npy")
+    assert (tmp_path / "D.npy.part").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("full", [disks.limited, disks.small, disks.refusing])
+def test_a_disk_without_room_is_an_error_before_the_work(full: disks.Full, tmp_path: Path) -> None:
+    with full(tmp_path, 1 << 14) as place:
+        with pytest.raises(OSError, match=r"File too large|No space left"):
+            pairwise_distances(Sphere(2), points(90), method="graph", out=place / "D.npy")
+        assert list(place.iterdir()) == []
+
+
+def test_room_is_reserved_where_the_system_cannot_reserve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unknown)
+    M, z, out = Sphere(2), points(40), tmp_path / "D.npy"
+    pairwise_distances(M, z, out=out)
+    assert (np.load(out) == pairwise_distances(M, z).values).all()
+    file = tmp_path / "kept"
+    file.write_bytes(b"kept")
+    reserve(file, 9000)
+    assert file.read_bytes() == b"kept".ljust(9000, b"\0")
+    assert file.stat().st_blocks * 512 >= 9000
+
+
+def test_a_file_is_computed_by_one_process_at_a_time(tmp_path: Path) -> None:
+    M, z, out = Sphere(2), points(6), tmp_path / "D.npy"
+    met: list[str] = []
+
+    def second(*_: object) -> None:
+        with pytest.raises(BlockingIOError, match="being computed by another process: wait for it") as refusal:
+            pairwise_distances(M, z, out=out)
+        met.append(str(refusal.value))
+
+    D = pairwise_distances(M, z, out=out, block=1, progress=second)
+    assert met
+    assert (np.load(out) == D.values).all()
+    assert [path.name for path in tmp_path.iterdir()] == ["D.npy"]
+
+
+@pytest.mark.parametrize("kind", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+@pytest.mark.parametrize("name", ["D.npy.journal", "D.npy.part", "D.npy"])
+def test_what_is_no_file_is_not_read(kind: Callable[[Path], None], name: str, tmp_path: Path) -> None:
+    M, z, out = Pullback(embedded_sphere), points(10), tmp_path / "D.npy"
+    with pytest.raises(KeyboardInterrupt):
+        pairwise_distances(M, z, method="graph", block=3, out=out, progress=killer(1))
+    (tmp_path / name).unlink(missing_ok=True)
+    kind(tmp_path / name)
+    with pytest.raises((ValueError, FileExistsError), match=r"name a file, which ends|exists already"):
+        pairwise_distances(M, z, method="graph", block=3, out=out)
+
+
+def test_a_computation_that_fails_at_once_leaves_nothing(tmp_path: Path) -> None:
+    z = torch.tensor([[0.0, 0.0], [1.0, 0.0], [9.0, 0.0]])
+    with pytest.raises(ValueError, match="has no finite length"):
+        pairwise_distances(Pullback(cliff), z, method="graph", out=tmp_path / "D.npy")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_matrix_has_a_file_too(tmp_path: Path) -> None:

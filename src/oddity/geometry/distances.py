@@ -11,8 +11,9 @@ import hashlib
 import json
 import math
 import os
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -23,6 +24,7 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from torch import Tensor
 
+from oddity._files import check_readable, held, reserve
 from oddity.geometry.connect import ChainSolver
 from oddity.geometry.manifold import Manifold, in_chart
 from oddity.geometry.roadmap import Roadmap
@@ -179,8 +181,8 @@ def pairwise_distances(
         Pairs solved, or rows filled, at a time; memory beside the matrix grows with it.
     out
         A new ``.npy`` file to hold the matrix as a memory map. While the work goes on, it stands in
-        ``out.part`` with a journal in ``out.journal``; the same call goes on from there after an interruption,
-        and ends in the same matrix.
+        ``out.part``, its whole room on the disk taken at the start, with a journal in ``out.journal``; the same call
+        goes on from there after an interruption, and ends in the same matrix.
     progress
         Called as ``progress(stage, done, blocks)`` after each block.
     generator
@@ -196,9 +198,13 @@ def pairwise_distances(
     ------
     ValueError
         If the points or settings are unusable, the graph falls apart into parts (named, with their sizes) and
-        ``bridge`` is False, or ``out`` holds the beginning of another computation.
+        ``bridge`` is False, or ``out`` holds the beginning of another computation, or a damaged one.
     FileExistsError
         If ``out`` exists.
+    BlockingIOError
+        If another process is at work on ``out``.
+    OSError
+        If the disk has no room for the matrix; nothing is then left of it.
 
     Notes
     -----
@@ -229,19 +235,20 @@ def pairwise_distances(
         method = "exact" if method == "refined" else method
     target = _target(out)
     pairs = _Pairs(len(z), len(z2), same)
-    graph = _Graph.absent()
-    if len(pairs) and not (has_formula and method == "exact"):
-        graph = neighbour_graph(M, z, z2, k, grid=method != "graph", bridge=bridge or method == "exact")
     settings = f"{method} {nearest} {within} {sample} {k} {bridge} {solver} {block}"
-    ledger = _Ledger((len(z), len(z2)), str(z.dtype)[6:], target, _fingerprint(M, z, z2, same, settings))
-    work = _Work(M, z, z2, pairs, graph, solver, block, ledger, progress)
-    if method == "exact":
-        work.solve("geodesics", len(pairs), lambda at: np.arange(at.start, at.stop))
-    else:
-        work.measure()
-        if method == "refined":
-            work.refine(nearest, within, sample, _seed(generator))
-    return ledger.close(len(pairs))
+    computation = _fingerprint(M, z, z2, same, settings)
+    with _Ledger.opened((len(z), len(z2)), str(z.dtype)[6:], target, computation) as ledger:
+        graph = _Graph.absent()
+        if len(pairs) and not (has_formula and method == "exact"):
+            graph = neighbour_graph(M, z, z2, k, grid=method != "graph", bridge=bridge or method == "exact")
+        work = _Work(M, z, z2, pairs, graph, solver, block, ledger, progress)
+        if method == "exact":
+            work.solve("geodesics", len(pairs), lambda at: np.arange(at.start, at.stop))
+        else:
+            work.measure()
+            if method == "refined":
+                work.refine(nearest, within, sample, _seed(generator))
+        return ledger.close(len(pairs))
 
 
 def _seed(generator: torch.Generator | None) -> int:
@@ -297,7 +304,7 @@ def _target(out: str | os.PathLike[str] | None) -> Path | None:
     path = Path(out)
     if path.suffix != ".npy":
         raise ValueError(f"{path} does not end in .npy, the format of the matrix")
-    if path.exists():
+    if os.path.lexists(path):
         raise FileExistsError(f"{path} exists already: name another file, or remove it")
     return path
 
@@ -531,33 +538,96 @@ def _geodesics(
 class _Ledger:
     """The matrix, and a record of the blocks that are in it; both on disk where a file was given.
 
-    The journal has a line of JSON for each block, written after the block itself. A line that an interruption cut
-    short counts for nothing, and its block is done again.
+    The journal has a line of JSON for each block, written after the block itself, with a checksum of all lines so far.
+    A line that an interruption cut short counts for nothing, and its block is done again. Who has the journal open
+    holds both files.
     """
 
-    def __init__(self, shape: tuple[int, int], dtype: str, out: Path | None, computation: str) -> None:
+    def __init__(self, out: Path | None) -> None:
         self.out = out
         self.records: list[dict[str, Any]] = []
         self.errors: NDArray[np.float64] = np.empty(0)
-        self.values: NDArray[Any] = np.zeros(shape, dtype) if out is None else self._open(shape, dtype, computation)
+        self.values: NDArray[Any]
+        self._check = 0  # of the journal
 
-    def _open(self, shape: tuple[int, int], dtype: str, computation: str) -> NDArray[Any]:
+    @classmethod
+    @contextmanager
+    def opened(cls, shape: tuple[int, int], dtype: str, out: Path | None, computation: str) -> Iterator[_Ledger]:
+        """Yield a ledger; a computation that fails before its first block leaves no files."""
+        ledger = cls(out)
+        if out is None:
+            ledger.values = np.zeros(shape, dtype)
+            yield ledger
+            return
+        if ledger._part.exists() and not ledger._journal.exists():
+            raise FileExistsError(f"{ledger._part} exists without its journal: name another file, or remove it")
+        busy = f"{out} is being computed by another process: wait for it, or name another file"
+        with held(ledger._journal, ledger._journal.touch, busy):
+            try:
+                ledger._open(shape, dtype, computation)
+                yield ledger
+            except BaseException:
+                if [record["stage"] for record in ledger.records] == ["begin"]:
+                    ledger._remove()
+                raise
+
+    def _open(self, shape: tuple[int, int], dtype: str, computation: str) -> None:
         """Map the matrix of a run that was interrupted, or a new one."""
-        journal = self._journal.read_bytes().splitlines(keepends=True) if self._journal.exists() else []
-        whole = [line for line in journal if line.endswith(b"\n")]
-        if not whole or not self._part.exists():
-            matrix = np.lib.format.open_memmap(self._part, mode="w+", dtype=dtype, shape=shape)
-            self._journal.write_text("")
-            self.add("begin", computation=computation)
-            return matrix
-        self.records = [json.loads(line) for line in whole]
-        if self.records[0].get("computation") != computation:
+        check_readable(self._journal)
+        lines = [line for line in self._journal.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        if not lines or not self._part.exists():
+            self._begin(shape, dtype, computation)
+            return
+        records = self._read(lines)
+        if records[0].get("computation") != computation:
             raise ValueError(
                 f"{self._part} holds the beginning of another computation, of other points, settings or metric: "
                 f"name another file, or remove it and {self._journal}"
             )
-        self._journal.write_bytes(b"".join(whole))
+        self.values = self._mapped(shape, dtype)
+        self._journal.write_bytes(b"".join(lines))
+        self.records = records
+
+    def _begin(self, shape: tuple[int, int], dtype: str, computation: str) -> None:
+        try:
+            self._journal.write_bytes(b"")
+            self.values = np.lib.format.open_memmap(self._part, mode="w+", dtype=dtype, shape=shape)
+            reserve(self._part, self._part.stat().st_size)
+            self.add("begin", computation=computation)
+        except BaseException:
+            self._remove()
+            raise
+
+    def _read(self, lines: list[bytes]) -> list[dict[str, Any]]:
+        """Records of the journal's lines, each held against its checksum."""
+        records = []
+        for number, line in enumerate(lines, 1):
+            text, _, check = line[:-1].rpartition(b"\t")
+            self._check = zlib.crc32(text, self._check)
+            if check != b"%08x" % self._check:
+                raise self._damaged(f"{self._journal}, line {number},")
+            records.append(json.loads(text))
+        return records
+
+    def _mapped(self, shape: tuple[int, int], dtype: str) -> NDArray[Any]:
+        """The matrix of an interrupted run: mapped to be read first, for NumPy fills up a short file to write to."""
+        size = check_readable(self._part)
+        try:
+            found = np.lib.format.open_memmap(self._part, mode="r")
+        except Exception as error:  # whatever a damaged head makes of itself
+            raise self._damaged(str(self._part)) from error
+        if found.shape != shape or found.dtype != dtype or found.offset + found.nbytes != size:
+            raise self._damaged(str(self._part))
+        reserve(self._part, size)
         return np.lib.format.open_memmap(self._part, mode="r+")
+
+    def _damaged(self, what: str) -> ValueError:
+        return ValueError(f"{what} is damaged: remove {self._part} and {self._journal}, and begin again")
+
+    def _remove(self) -> None:
+        """Leave nothing of a computation."""
+        for file in (self._part, self._journal):
+            file.unlink(missing_ok=True)
 
     @property
     def _part(self) -> Path:
@@ -577,8 +647,11 @@ class _Ledger:
             return
         if stage != "begin":
             self.values.flush()  # type: ignore[attr-defined]
-        with self._journal.open("a") as journal:
-            journal.write(json.dumps(record) + "\n")
+        text = json.dumps(record).encode()
+        check = zlib.crc32(text, self._check)
+        with self._journal.open("ab") as journal:
+            journal.write(b"%s\t%08x\n" % (text, check))
+        self._check = check
 
     def count(self, stage: str) -> int:
         """Blocks of a stage on record."""

@@ -131,7 +131,9 @@ def distances(
                 expected_metric(vae.decoder), codes, method=method.value, **wishes, out=out, progress=progress
             )
     except KeyboardInterrupt:
-        raise Interrupted(f"interrupted: the same command goes on from {out}.part") from None
+        part = Path(f"{out}.part")
+        kept = f"the same command goes on from {part}" if part.exists() else "nothing was left half-written"
+        raise Interrupted(f"interrupted: {kept}") from None
     note(f"{out}: {found}")
     for (i, j), why in list(zip(found.failed.tolist(), found.why, strict=True))[:5]:
         note(f"code {i} to code {j} did not converge: {why}")

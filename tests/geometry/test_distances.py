@@ -22,8 +22,8 @@ from oddity import Euclidean, Hyperbolic, Manifold, Pullback, Sphere, TensorFiel
 from oddity._files import reserve
 from oddity.geometry import distances
 from oddity.numerics.graph import components, distances_from
+from tests import disks
 
-from .. import disks
 from .cases import decoder, embedded_sphere
 
 

@@ -118,6 +118,10 @@ class TestStorage:
         folder = save_ensemble(tmp_path / "e", arc[2])
         text = (folder / "ensemble.json").read_text()
         (folder / "ensemble.json").write_text(text.replace('"members": 3', '"members": 4'))
+        with pytest.raises(ValueError, match=r"ensemble.json' is not as it was written: save the ensemble again"):
+            load_ensemble(folder)
+        text = text.replace('"checksum"', '"oddity"')
+        (folder / "ensemble.json").write_text(text.replace('"members": 3', '"members": 4'))
         with pytest.raises(ValueError, match="do not fit the architecture"):
             load_ensemble(folder)
         (folder / "weights.safetensors").write_bytes(b"")

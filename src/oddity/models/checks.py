@@ -72,6 +72,21 @@ def check_kind(kind: type, example: str, **settings: Any) -> None:
             raise ValueError(f"{name}={value!r}: it must be None or a {kind.__name__}, such as {example}")
 
 
+def check_choice(choices: Iterable[str], **settings: Any) -> None:
+    """Refuse settings that are none of some words.
+
+    Examples
+    --------
+    >>> check_choice(("sigmoid", "tanh"), output="relu")
+    Traceback (most recent call last):
+    ValueError: output='relu': choose sigmoid or tanh
+    """
+    *others, last = choices
+    for name, value in settings.items():
+        if not isinstance(value, str) or value not in (*others, last):
+            raise ValueError(f"{name}={value!r}: choose {', '.join(others)} or {last}")
+
+
 def layers_of(sizes: Any, name: str = "hidden", least: int = 0) -> tuple[int, ...]:
     """Return the sizes of layers, or say what is wrong with them.
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from oddity._version import __version__
 from oddity.models.checks import check_whole, layers_of
 from oddity.models.layers import Output
-from oddity.models.storage import read_folder, rebuilt, write_folder
+from oddity.models.storage import fault_of, read_folder, rebuilt, write_folder
 from oddity.models.training import (
     _MEMBER,
     Progress,
@@ -189,7 +189,7 @@ def save_ensemble(path: str | os.PathLike[str], ensemble: Ensemble, *, info: Map
     Raises
     ------
     ValueError
-        When the folder holds other files, or ``info`` is not JSON.
+        When the folder holds other files, a weight is not finite, or ``info`` is not JSON.
     OSError
         When the disk fails; an earlier ensemble is then still in place.
 
@@ -203,6 +203,8 @@ def save_ensemble(path: str | os.PathLike[str], ensemble: Ensemble, *, info: Map
     >>> bool((again[2](X[:, :2]) == ensemble[2](X[:, :2])).all())
     True
     """
+    if fault := fault_of(ensemble):
+        raise ValueError(f"{fault}: train the ensemble again")
     about = {
         "oddity": __version__,
         "architecture": asdict(ensemble.architecture),
@@ -233,11 +235,15 @@ def load_ensemble(path: str | os.PathLike[str]) -> Ensemble:
     3
     """
     about, tensors = read_folder(Path(path), ENSEMBLE_FILE, remedy="save the ensemble again")
+    weights = tensors.get("weights", {})
 
     def build(plan: Architecture) -> Ensemble:
+        check_whole(members=about["members"])
+        if about["members"] > len(weights):
+            raise ValueError(f"{about['members']} members for {len(weights)} weights")
         return Ensemble(plan, [plan.build().decoder.mean_net for _ in range(about["members"])])
 
-    return rebuilt(Path(path), about, tensors.get("weights", {}), build)
+    return rebuilt(Path(path), about, weights, build)
 
 
 class _Loss(nn.Module):

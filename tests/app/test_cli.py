@@ -355,6 +355,14 @@ BAD = {
         "--to 537 is out of range: the model holds the codes 0 to 536",
     ),
     "index below zero": (None, "geodesic m --from=-1 --to 5", "--from -1 is out of range"),
+    "two signs": (None, "geodesic m --from=+-5 --to 3", "--from +-5 is neither an index nor coordinates"),
+    "an index without end": (None, f"geodesic m --from {'9' * 5000} --to 3", "is no place in 2 dimensions"),
+    "a model that is a pipe": (
+        lambda: (Path("m/weights.safetensors").unlink(), os.mkfifo("m/weights.safetensors")),
+        "info m",
+        "weights.safetensors is a pipe: name a file, which ends; save the model again",
+    ),
+    "figure into a pipe": (lambda: os.mkfifo("f.png"), "map m -o f.png", "it is a pipe or a device; name a file"),
     "three coordinates": (None, "geodesic m --from 0 --to 1,2,3", "--to 1,2,3 is no place in 2 dimensions"),
     "infinite place": (None, "geodesic m --from 0 --to 1,inf", "--to 1,inf is no place in 2 dimensions"),
     "no place": (None, "geodesic m --from 0 --to there", "--to there is neither an index nor coordinates"),
@@ -472,6 +480,59 @@ def test_ctrl_c_elsewhere(model: Path, capsys: pytest.CaptureFixture[str], monke
     assert capsys.readouterr().err == "oddity: interrupted: nothing was left half-written\n"
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_kill_ends_as_ctrl_c_does(
+    name: str, model: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = getattr(signal, name)
+
+    def killed(file: object, *_: object, **__: object) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        monkeypatch.setattr(np, "save", killed)
+        assert main(["encode", str(model), "digits", "-o", "z.npy"]) == 128 + number
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+    assert capsys.readouterr().err == "oddity: interrupted: nothing was left half-written\n"
+    assert list(here.iterdir()) == []
+
+
+def test_what_is_ignored_stays_ignored(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(*_: object) -> None:
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        raise ValueError("seen")
+
+    monkeypatch.setattr("oddity.models.storage.load_model", look)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with pytest.raises(ValueError, match="seen"):
+            main(["info", str(model)])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), MemoryError("Unable to allocate 1 TiB"), lambda: torch.empty(1 << 60, dtype=torch.uint8)]
+)
+def test_no_memory_is_a_sentence(
+    error: object, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhaust(*_: object) -> None:
+        if callable(error):
+            error()
+        raise error  # type: ignore[misc]
+
+    monkeypatch.setattr("oddity.models.storage.load_model", exhaust)
+    assert main(["info", str(model)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("oddity: not enough memory")
+    assert said.count("\n") == 1
+
+
 def test_in_a_process_of_its_own(model: Path) -> None:
     done = run_command("info", str(model))
     assert (done.returncode, done.stderr) == (0, "")
@@ -514,6 +575,28 @@ def test_demo_leaves_everything_that_it_promises(here: Path) -> None:
     assert done.stdout.count("code ") == 20
     for word in ("1/3", "2/3", "3/3", "baseline"):
         assert word in done.stderr
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_a_sentence_for_the_other(here: Path) -> None:
+    options = ["--accelerator", "cpu", "--devices", "2", "--strategy", "ddp", "--checkpoint-every", "1"]
+    command = [sys.executable, "-m", "oddity", "train", "digits", "-o", "m", *options, "--epochs", "9999", *QUICK[2:]]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True
+    )
+    deadline = time.monotonic() + 90
+    while not Path("m.checkpoint").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+    os.kill(int(children.split()[0]), signal.SIGKILL)
+    try:
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 2
+    assert said.splitlines()[-1].startswith("oddity: another process of this training has ended")
+    assert "Traceback" not in said
+    assert [path.name for path in here.iterdir() if not path.name.startswith(".")] == ["m.checkpoint"]
 
 
 @pytest.mark.slow

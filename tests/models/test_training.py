@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 import random
 import re
@@ -401,6 +402,54 @@ class TestCheckpoints:
         fit_vae(noise, **TINY, checkpoint=tmp_path / "run")
         (tmp_path / "run" / "model.safetensors").write_bytes(b"short")
         with pytest.raises(ValueError, match=r"damaged.*start afresh without resuming \(at the command line, --force"):
+            fit_vae(noise, **TINY, checkpoint=tmp_path / "run", resume=True)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"settings": None},
+            {"settings": 3},
+            {"data": {}},
+            {"stage": "sigma"},
+            {"stage": ["mean"]},
+            {"stage": "precision"},
+            {"epoch": 0},
+            {"epoch": 7},
+            {"epoch": True},
+            {"epoch": "4"},
+            {"stage": None, "epoch": None},
+        ],
+    )
+    def test_a_checkpoint_of_no_run_is_refused(self, noise, tmp_path, change):
+        with pytest.raises(StoppedError):
+            fit_vae(noise, **TINY, checkpoint=tmp_path / "run", progress=stop_at("mean", 6))
+        about = json.loads((tmp_path / "run" / "checkpoint.json").read_text())
+        about.pop("checksum")
+        about = {key: value for key, value in {**about, **change}.items() if value is not None}
+        (tmp_path / "run" / "checkpoint.json").write_text(json.dumps(about))
+        with pytest.raises(ValueError, match=r"(is damaged \(|made with other data).*start afresh") as refusal:
+            fit_vae(noise, **TINY, checkpoint=tmp_path / "run", resume=True)
+        assert "\n" not in str(refusal.value)
+
+    @pytest.mark.parametrize(
+        ("group", "change"),
+        [
+            ("model", lambda t: t.pop("encoder.shared.0.bias")),
+            ("model", lambda t: t["encoder.shared.0.bias"].fill_(torch.nan)),
+            ("model", lambda t: t.update({"encoder.shared.0.bias": torch.zeros(3)})),
+            ("adam", lambda t: t.clear()),
+            ("adam", lambda t: t.pop("0.exp_avg")),
+            ("adam", lambda t: t.update({"0.exp_avg": torch.zeros(3)})),
+            ("adam", lambda t: t.update(odd=torch.zeros(3))),
+        ],
+    )
+    def test_tensors_of_no_run_are_refused(self, noise, tmp_path, group, change):
+        with pytest.raises(StoppedError):
+            fit_vae(noise, **TINY, checkpoint=tmp_path / "run", progress=stop_at("mean", 6))
+        about, tensors = storage.read_folder(tmp_path / "run", "checkpoint.json", remedy="")
+        change(tensors[group])
+        storage.write_folder(tmp_path / "run", "checkpoint.json", about, tensors)
+        with pytest.raises(ValueError, match=r"run' is damaged \(.*\): start afresh"):
             fit_vae(noise, **TINY, checkpoint=tmp_path / "run", resume=True)
 
 

@@ -7,8 +7,11 @@ of ours in a traceback.
 import dis
 import errno
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -48,7 +51,7 @@ def _options(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, 2 for a user's mistake, 130 for Ctrl-C.
+    """Run the command and return its exit status: 0, 2 for a user's mistake, 130 for Ctrl-C, 143 for a kill.
 
     Parameters
     ----------
@@ -64,20 +67,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     command = typer.main.get_command(app)
     try:
-        status = command.main(arguments, prog_name="oddity", standalone_mode=False)
+        with _stopping() as stopped:
+            status = command.main(arguments, prog_name="oddity", standalone_mode=False)
     except _UsageError as error:
         return _say(error.format_message(), 2) if error.format_message() else 2  # no command: help was shown
     except (typer.Abort, KeyboardInterrupt):
         status = 130
     except Interrupted as interrupted:
-        return _say(str(interrupted), 130)
+        return _say(str(interrupted), stopped[-1])
     except OSError as error:
         return _say(_sentence(error), 2)
-    except (ValueError, RuntimeError) as error:
-        if not _on_purpose(error):
+    except (ValueError, RuntimeError, MemoryError) as error:
+        if _on_purpose(error):
+            return _say(str(error), 2)
+        if not _is_out_of_memory(error):
             raise
-        return _say(str(error), 2)
-    return _say("interrupted: nothing was left half-written", 130) if status == 130 else int(status or 0)
+        said = f" ({str(error).splitlines()[0]})" if str(error) else ""
+        return _say(f"not enough memory{said}: take fewer data, or a smaller model", 2)
+    return _say("interrupted: nothing was left half-written", stopped[-1]) if status == 130 else int(status or 0)
+
+
+@contextmanager
+def _stopping() -> Iterator[list[int]]:
+    """Let a kill, or a terminal that closes, end the block as Ctrl-C does, so that nothing is left half-written.
+
+    Yields a list of exit statuses, of which the last is that of the interruption.
+    """
+    stopped, before = [130], {}
+
+    def stop(number: int, _: Any) -> None:
+        stopped.append(128 + number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():  # no other may
+        asked = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))
+        before = {number: signal.getsignal(number) for number in asked if number is not None}
+    kept = [number for number, handler in before.items() if handler is signal.SIG_DFL]  # nohup ignores one of them
+    for number in kept:
+        signal.signal(number, stop)
+    try:
+        yield stopped
+    finally:
+        for number in kept:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: NumPy and Python have a class for that, PyTorch on a CPU has words."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error)
 
 
 def _say(sentence: str, status: int) -> int:

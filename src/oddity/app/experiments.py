@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from oddity._files import check_readable
 from oddity.app import plots, report
 from oddity.app.datasets import Dataset
 from oddity.app.files import replacing
@@ -127,11 +128,17 @@ def kept(
     file: Path, experiments: Iterable[str], settings: Record, versions: Record, uses: Callable[[str], Sequence[str]]
 ) -> Record:
     """Return what the file holds that was found with these settings and versions, by the names of the experiments."""
-    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     found: Record = {"seconds": {}}
-    if before.get("versions") != versions:
+    if not file.exists():
         return found
-    for name in experiments:
-        if name in before and all(before["settings"].get(key) == settings.get(key) for key in uses(name)):
-            found[name], found["seconds"][name] = before[name], before["seconds"][name]
+    check_readable(file)
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if before.get("versions") != versions:
+            return found
+        for name in experiments:
+            if name in before and all(before["settings"].get(key) == settings.get(key) for key in uses(name)):
+                found[name], found["seconds"][name] = before[name], before["seconds"][name]
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}): remove it, and run again what it held") from error
     return found

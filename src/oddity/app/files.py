@@ -31,7 +31,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     ...     target.read_text(), len(list(target.parent.iterdir()))
     ('whole', 1)
     """
-    path = Path(path)
+    path = _end_of(Path(path))
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
@@ -44,6 +44,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OSError(error.errno or errno.EIO, reason, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _end_of(path: Path) -> Path:
+    """Follow a link: it stays, and what it leads to is replaced."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 @contextmanager
@@ -83,7 +88,7 @@ def check_writable(path: str | os.PathLike[str], suffixes: Sequence[str]) -> Pat
     Raises
     ------
     ValueError
-        If its name ends otherwise.
+        If its name ends otherwise, or a pipe or a device is called so.
     FileNotFoundError, NotADirectoryError, PermissionError, IsADirectoryError
         With the folder or the file that stands in the way.
 
@@ -95,9 +100,11 @@ def check_writable(path: str | os.PathLike[str], suffixes: Sequence[str]) -> Pat
     path = Path(path)
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"can't write {path}: let its name end in {' or '.join(suffixes)}")
-    check_folder(path)
+    check_folder(_end_of(path))
     if path.is_dir():
         raise IsADirectoryError(f"can't write {path}: it is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"can't write {path}: it is a pipe or a device; name a file")
     return path
 
 

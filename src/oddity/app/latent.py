@@ -1,6 +1,7 @@
 """A saved model as the commands see it: its codes, its metric, places in it, and pictures of them."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -73,7 +74,7 @@ def between(saved: SavedModel, start: str, goal: str) -> Connections:
 
 def place(saved: SavedModel, option: str, text: str) -> tuple[str, Tensor]:
     """Read an index of a code, or latent coordinates; return what to call the place, and the point (d,)."""
-    if text.strip().lstrip("+-").isdecimal():
+    if re.fullmatch(r"[+-]?[0-9]{1,18}", text.strip()):
         codes, index = codes_of(saved, "train it with oddity train, or give coordinates"), int(text)
         if not 0 <= index < len(codes):
             raise ValueError(f"{option} {index} is out of range: the model holds the codes 0 to {len(codes) - 1}")
@@ -222,5 +223,6 @@ def image_shape(saved: SavedModel) -> tuple[int, ...] | None:
 
 
 def class_names(saved: SavedModel) -> dict[int, str]:
-    """Return the names that the data gave to classes."""
-    return {int(label): name for label, name in saved.info.get("class_names", {}).items()}
+    """Return the names that the data gave to classes, as text that can be shown: names of folders may be any bytes."""
+    names = saved.info.get("class_names", {})
+    return {int(label): name.encode("utf-8", "backslashreplace").decode() for label, name in names.items()}

@@ -5,6 +5,7 @@ Classes are told apart by colour (Okabe and Ito's palette, safe for colour-blind
 of them, by marker as well.
 """
 
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike, NDArray
@@ -312,8 +314,14 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     ['empty.png']
     """
     path = check_writable(path, FIGURE_SUFFIXES)
+    legends: list[Any] = figure.findobj(Legend)
+    named = [text for legend in legends for text in legend.get_texts()]
+    for text in [*named, *(title for axes in figure.axes for title in (axes.title, axes._left_title))]:  # type: ignore[attr-defined]
+        text.set_parse_math(False)  # classes may be called $ or $x_$
+    drawn = io.BytesIO()  # not the file, on a full disk of which writers of figures raise what they like
+    figure.savefig(drawn, format=path.suffix[1:].lower())
     with replacing(path) as part:
-        figure.savefig(part, format=path.suffix[1:].lower())
+        part.write_bytes(drawn.getbuffer())
 
 
 # ------------------------------------------------------------------------------------------------ in parts

@@ -31,6 +31,7 @@ from oddity.models.training import (
     _Run,
     _Schedule,
     _seed,
+    _together,
 )
 from oddity.models.vae import DEFAULT_MIN_STD, VAE, Architecture
 
@@ -165,7 +166,8 @@ def fit_ensemble(
     _check_output(plan.output)
     run = _Run(_launch(accelerator, devices, strategy, precision, len(rows)), rows, progress)
     run = replace(run, rows=torch.cat([rows, *_posterior(run, model)], 1))
-    members = _fitted(run, schedule, plan, int(n_members))
+    with _together():
+        members = _fitted(run, schedule, plan, int(n_members))
     return Ensemble(plan, members).to(X.device if isinstance(X, Tensor) else "cpu").eval().requires_grad_(False)
 
 

@@ -24,11 +24,11 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from oddity.models.checks import check_not_negative, check_positive, check_seed, check_whole, layers_of
+from oddity.models.checks import check_choice, check_not_negative, check_positive, check_seed, check_whole, layers_of
 from oddity.models.conv_rbf import ConvRBFPrecision
 from oddity.models.layers import ImageShape, Output
 from oddity.models.rbf import DEFAULT_ZETA, RBFPrecision, WeightLikelihood, placed
-from oddity.models.storage import check_replaceable, locate, read_folder, write_folder
+from oddity.models.storage import check_replaceable, fault_of, locate, read_folder, write_folder
 from oddity.models.vae import (
     DEFAULT_MIN_STD,
     VAE,
@@ -45,6 +45,7 @@ Progress = Callable[[str, int, int, float], None]
 _CHECKPOINT = "checkpoint.json"
 _AFRESH = "start afresh without resuming (at the command line, --force in place of --resume)"
 _MEAN, _DRAWS, _SIGMA, _MEMBER = 1, 3, 4, 5  # stages, as they enter the seeds
+_EPOCHS = {"mean": "epochs", "precision": "variance_epochs"}  # settings, by the stages that are kept
 _FLAT_SHARE = 1e-6  # of the variance, that the mean of a network spans before any training
 _FLAT = (
     "the decoder's mean is the same at every code: the first stage has learned nothing of the data, and distances in "
@@ -151,7 +152,7 @@ def fit_vae(
     ValueError
         When the data or a setting is unfit, or the checkpoint belongs to another run.
     RuntimeError
-        When training diverges; the last checkpoint is intact.
+        When training diverges, or another of its processes ends; the last checkpoint is intact.
 
     Warns
     -----
@@ -200,15 +201,17 @@ def fit_vae(
     if resume and checkpoint is None:
         raise ValueError("resume=True needs checkpoint=, the folder of the run to continue")
     run = _Run(_launch(accelerator, devices, strategy, precision, len(rows)), rows, progress)
-    keeper = _Keeper(run, settings, checkpoint, checkpoint_every)
-    state = keeper.read() if resume else None
-    vae = _start(run, settings, state)
-    if state is None or state.stage == "mean":
-        _fit_mean(run, settings, keeper, vae, state)
-        if _is_flat(run, vae) and run.fabric.is_global_zero:
-            warnings.warn(_FLAT, RuntimeWarning, stacklevel=2)
-        _place_centres(run, settings, vae)
-    _fit_precision(run, settings, keeper, vae, state)
+    with _together():
+        keeper = _Keeper(run, settings, checkpoint, checkpoint_every)
+        state = keeper.read() if resume else None
+        with _restoring(checkpoint):
+            vae = _start(run, settings, state)
+        if state is None or state.stage == "mean":
+            _fit_mean(run, settings, keeper, vae, state)
+            if _is_flat(run, vae) and run.fabric.is_global_zero:
+                warnings.warn(_FLAT, RuntimeWarning, stacklevel=2)
+            _place_centres(run, settings, vae)
+        _fit_precision(run, settings, keeper, vae, state)
     return _finished(vae, X)
 
 
@@ -278,9 +281,10 @@ def fit_sigma_network(
     scale = plan.build(seed).decoder.scale
     trained = _with_scale(vae, scale)
     descent = _Descent(run, schedule, _SIGMA, _Loss(trained), scale.parameters())
-    for epoch in range(epochs):
-        value = descent.epoch(epoch, kl_weight=1.0)
-        run.report("sigma", epoch + 1, epochs, value)
+    with _together():
+        for epoch in range(epochs):
+            value = descent.epoch(epoch, kl_weight=1.0)
+            run.report("sigma", epoch + 1, epochs, value)
     # A fresh copy: under a low precision the one that was trained with has a rounded encoder and mean.
     return _finished(_with_scale(vae, scale.to(rows.dtype)), X)
 
@@ -396,6 +400,30 @@ class _State:
     adam: dict[str, Tensor]
     scaler: dict[str, Any]
 
+    def checked(self, settings: dict[str, Any]) -> Self:
+        """Refuse a position that a run with these settings is never at."""
+        check_choice(_EPOCHS, stage=self.stage)
+        check_whole(epoch=self.epoch)
+        if self.epoch > settings[_EPOCHS[self.stage]]:
+            raise ValueError(f"epoch={self.epoch} of {settings[_EPOCHS[self.stage]]}")
+        return self
+
+
+@contextmanager
+def _restoring(folder: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Say in a sentence that a checkpoint holds what no run has written; that of another run is refused as it is."""
+    try:
+        yield
+    except _OtherRunError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
+        raise ValueError(f"the checkpoint {os.fspath(folder or '')!r} is damaged ({reason}): {_AFRESH}") from error
+
+
+class _OtherRunError(ValueError):
+    """A checkpoint of other data or settings."""
+
 
 class _Keeper:
     """Writes and reads the checkpoints of one run; does nothing when there is no folder."""
@@ -403,10 +431,10 @@ class _Keeper:
     def __init__(self, run: _Run, settings: _Settings, folder: str | os.PathLike[str] | None, every: int) -> None:
         check_whole(checkpoint_every=every)
         self._fabric, self._every = run.fabric, every
-        self._folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else Path(folder)
         self._run: dict[str, Any] = {}
-        if self._folder is not None:
-            check_replaceable(self._folder, _CHECKPOINT)
+        if self.folder is not None:
+            check_replaceable(self.folder, _CHECKPOINT)
             self._run = {
                 "settings": {**_in_json(asdict(settings)), "processes": run.fabric.world_size},
                 "data": hashlib.sha256(run.rows.contiguous().numpy().data).hexdigest(),
@@ -415,34 +443,37 @@ class _Keeper:
 
     def write(self, stage: str, epoch: int, epochs: int, vae: VAE, adam: torch.optim.Adam | None = None) -> None:
         """Write a checkpoint if the epoch (from 1) is due, or its stage's last."""
-        if self._folder is None or (epoch % self._every and epoch != epochs):
+        if self.folder is None or (epoch % self._every and epoch != epochs):
             return
         if self._fabric.is_global_zero:
             scaler = self._fabric.strategy.precision.state_dict()
             about = {**self._run, "stage": stage, "epoch": epoch, "scaler": scaler}
             tensors = {"model": vae.state_dict(), "adam": _flatten(adam) if adam else {}}
-            write_folder(self._folder, _CHECKPOINT, about, tensors)
+            write_folder(self.folder, _CHECKPOINT, about, tensors)
         self._fabric.barrier()
 
     def read(self) -> _State | None:
         """Return the state to go on from; None when the run never reached its first checkpoint."""
-        assert self._folder is not None
-        if locate(self._folder) is None:
+        assert self.folder is not None
+        if locate(self.folder) is None:
             return None
-        about, tensors = read_folder(self._folder, _CHECKPOINT, remedy=_AFRESH)
-        self._compare(about)
-        return _State(about["stage"], about["epoch"], tensors["model"], tensors["adam"], about["scaler"])
+        about, tensors = read_folder(self.folder, _CHECKPOINT, remedy=_AFRESH)
+        with _restoring(self.folder):
+            self._compare(about)
+            return _State(about["stage"], about["epoch"], tensors["model"], tensors["adam"], about["scaler"]).checked(
+                self._run["settings"]
+            )
 
     def _compare(self, about: dict[str, Any]) -> None:
         theirs = about["settings"]
         for name, value in self._run["settings"].items():
             if theirs.get(name) != value:
-                raise ValueError(
+                raise _OtherRunError(
                     f"the checkpoint was made with {name}={theirs.get(name)}, this run has {name}={value}: "
                     f"use the same, or {_AFRESH}"
                 )
         if about["data"] != self._run["data"]:
-            raise ValueError(
+            raise _OtherRunError(
                 f"the checkpoint was made with other data (of shape {about['shape']}; here {self._run['shape']}): "
                 f"use the same, or {_AFRESH}"
             )
@@ -519,6 +550,8 @@ def _start(run: _Run, settings: _Settings, state: _State | None) -> VAE:
     vae = plan.build(settings.seed).to(run.rows.dtype)
     if state is not None:
         vae.load_state_dict(state.model)
+        if fault := fault_of(vae):
+            raise ValueError(fault)
     return run.fabric.to_device(vae)  # type: ignore[return-value]
 
 
@@ -531,7 +564,8 @@ def _fit_mean(run: _Run, settings: _Settings, keeper: _Keeper, vae: VAE, state: 
         scale.fix(settings.constant_std)
     descent = _Descent(run, settings, _MEAN, _Loss(vae), (p for p in vae.parameters() if p.requires_grad))
     if state is not None:
-        descent.restore(state)
+        with _restoring(keeper.folder):
+            descent.restore(state)
     for epoch in range(state.epoch if state else 0, epochs):
         value = descent.epoch(epoch, kl_weight=min(1.0, 3 * (epoch + 1) / epochs))
         keeper.write("mean", epoch + 1, epochs, vae, descent.adam)
@@ -618,6 +652,21 @@ def _launch(accelerator: str, devices: int, strategy: str, precision: Any, n_row
     if fabric.world_size > n_rows:
         raise ValueError(f"{fabric.world_size} processes for {n_rows} rows: use fewer processes")
     return fabric
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Say in a sentence that another process of this training is no more, in place of the network's words for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        broken = isinstance(error, torch.distributed.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+        if not (broken and torch.distributed.is_initialized()):
+            raise
+        raise RuntimeError(
+            "another process of this training has ended, killed or out of memory: go on from the last checkpoint with "
+            "resume=True (at the command line, --resume), or start again"
+        ) from error
 
 
 @contextmanager
@@ -757,6 +806,12 @@ def _flatten(adam: torch.optim.Adam) -> dict[str, Tensor]:
 
 
 def _unflatten(flat: dict[str, Tensor], adam: torch.optim.Adam) -> dict[str, Any]:
+    """Adam's state, held against the shapes of its parameters, which Adam itself does not look at."""
+    parameters = [parameter for group in adam.param_groups for parameter in group["params"]]
+    wanted = {f"{i}.{name}": p.shape for i, p in enumerate(parameters) for name in ("exp_avg", "exp_avg_sq")}
+    wanted |= {f"{i}.step": torch.Size() for i in range(len(parameters))}
+    if wanted != {name: value.shape for name, value in flat.items()}:
+        raise ValueError("the moments of its optimiser are those of other weights")
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in flat.items():
         i, name = key.split(".")

@@ -5,6 +5,7 @@ answered with one sentence on how to get it.
 """
 
 import csv
+import errno
 import gzip
 import math
 import os
@@ -321,8 +322,8 @@ def _parsing(path: Path, remedy: str = "is damaged or cut short: write it again"
             warnings.simplefilter("ignore")
             yield
     except Exception as error:  # several libraries, of which each raises what it likes
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # this one: a place before the start
+            raise OSError(error.errno, error.strerror, str(path)) from error
         if "Object arrays" in str(error):
             raise ValueError(
                 f"{path} holds an array of Python objects, which is never unpickled: save it as numbers"

@@ -8,7 +8,6 @@ number p = B^2 w' / |c'| is constant (Clairaut, Snell), and the length as a func
 is stationary exactly at the geodesics: an error in p counts by its square.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -65,8 +64,10 @@ def around_an_axis(A: Profile, r0: float, r1: float, angle: float) -> float:
     def leg(p: np.ndarray, r: float) -> tuple[np.ndarray, np.ndarray]:
         """Length less p times angle, and angle, from the nearest point out to r; smooth in q^2 = r^2 - p^2."""
         reach = np.sqrt(np.clip(r**2 - p**2, 0, None))[..., None]
-        grades = np.concatenate([[0], 4.0 ** np.arange(-12, -2), np.linspace(0, 1, 33)[2:]])
-        q, weight = _panels(reach * grades, 16)
+        grades = np.minimum(
+            p[..., None] * 4.0 ** np.arange(-1, 24), reach
+        )  # the integrands know p and r, no other scale
+        q, weight = _panels(np.sort(np.concatenate([reach * np.linspace(0, 1, 33), grades], -1), -1), 16)
         rr = p[..., None] ** 2 + q**2
         cost = A(np.sqrt(rr)) * weight
         return (cost * q**2 / rr).sum(-1), (cost * p[..., None] / rr).sum(-1)
@@ -77,7 +78,8 @@ def around_an_axis(A: Profile, r0: float, r1: float, angle: float) -> float:
         def slope(p: np.ndarray, sign: int = sign) -> np.ndarray:
             return angle - leg(p, far)[1] - sign * leg(p, near)[1]
 
-        p = near * np.sin(np.linspace(0, np.pi / 2, 402)[1:-1]) ** 2
+        ends = np.geomspace(1e-12, 1e-2, 60)
+        p = near * np.concatenate([ends, np.linspace(0.01, 0.99, 200)[1:-1], 1 - ends[::-1]])
         values = slope(p)
         for i in ((values[:-1] > 0) != (values[1:] > 0)).nonzero()[0]:
             at = np.asarray(brentq(lambda x, f=slope: float(f(np.asarray(x))), p[i], p[i + 1], xtol=1e-15))
@@ -161,12 +163,18 @@ def settled(secants: Secants, curve: np.ndarray, n: int) -> np.ndarray:
     return curve
 
 
-def valley(secants: Secants, curve: np.ndarray, n: int = 512) -> tuple[float, float]:
-    """Length of the geodesic in the valley of a curve, and how far two grids differ about it."""
-    coarse = settled(secants, curve, n // 2)
-    fine = settled(secants, coarse, n)
-    rough, length = (measured(secants, x) for x in (coarse, fine))
-    return length, abs(length - rough)
+def valley(secants: Secants, curve: np.ndarray, n: int = 256) -> float:
+    """Length of the geodesic in the valley of a curve, on grids so fine that two in a row leave no doubt above 2e-7."""
+    curve = settled(secants, curve, n)
+    length = measured(secants, curve)
+    while n < 8192:
+        n, rough, curve = 2 * n, length, settled(secants, curve, 2 * n)
+        length = measured(secants, curve)
+        if (
+            abs(length - rough) <= 3e-6 * length
+        ):  # of fourth order, so that 15/16 of the difference was the coarse grid's
+            return length + (length - rough) / 15
+    raise AssertionError(f"the judge is in doubt: {rough} or {length}")
 
 
 # -- a dense graph: which valley is the shortest ----------------------------------------------------------------------
@@ -221,7 +229,7 @@ def bowed(a: np.ndarray, b: np.ndarray, by: float) -> np.ndarray:
     return a + t * (b - a) + 4 * by * t * (1 - t) * across
 
 
-def shortest(secants: Secants, starts: Sequence[np.ndarray]) -> float:
-    """Least length over the valleys of several starts: all of them on a coarse grid, the best two on a fine one."""
-    coarse = sorted((settled(secants, s, 128) for s in starts), key=lambda c: measured(secants, c))
-    return min(valley(secants, c)[0] for c in itertools.islice(coarse, 2))
+def shortest(secants: Secants, starts: Sequence[np.ndarray], n: int = 256) -> float:
+    """Least length over the valleys of several starts: all of them on a grid of n, the best two on finer ones."""
+    rough = sorted(((measured(secants, c), c) for c in (settled(secants, s, n) for s in starts)), key=lambda x: x[0])
+    return min(valley(secants, c, n) for length, c in rough[:2] if length <= 1.05 * rough[0][0])

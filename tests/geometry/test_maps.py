@@ -266,12 +266,18 @@ def test_gradient_broadcasts() -> None:
 # -- the laws see what they should ------------------------------------------------------------------------------------
 
 
-class Reversed(Pullback):
+class Round(Manifold):
+    """The sphere again, by hand: what is derived from it overrides a companion of its push."""
+
+    push = staticmethod(Pullback(embedded_sphere).push)
+
+
+class Reversed(Round):
     def force(self, z: Tensor, v: Tensor) -> Tensor:
         return -super().force(z, v)
 
 
-class Misprinted(Pullback):
+class Misprinted(Round):
     """The geodesic equation as it was first printed: without (d/dz dL/dv) v."""
 
     def force(self, z: Tensor, v: Tensor) -> Tensor:
@@ -280,12 +286,22 @@ class Misprinted(Pullback):
             return torch.autograd.grad(self.push(x, v).square().sum() / 2, x)[0]
 
 
-class HalfTheCurvature(Pullback):
+class HalfTheCurvature(Round):
     def linear_curvature(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
         return super().linear_curvature(z, u, v) / 2
 
 
-class WrongGradient(Pullback):
+class Shifted(Round):
+    def frame(self, z: Tensor) -> Tensor:
+        return super().frame(z + 0.1)
+
+
+class WrongSecant(Round):
+    def secant(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.push(a, b - a)
+
+
+class WrongGradient(Round):
     def dist(self, a: Tensor, b: Tensor, **kw) -> Tensor:
         D = super().dist(a, b, **kw)
         return 2 * D.detach() - D
@@ -298,11 +314,13 @@ class WrongGradient(Pullback):
         (Misprinted, "acceleration is that of the metric"),
         (Reversed, "exp undoes log"),
         (HalfTheCurvature, "fused companions agree with their defaults"),
+        (Shifted, "frame is the push of the basis"),
+        (WrongSecant, "lengths by secants are of second order"),
         (WrongGradient, "the gradient of the distance is its slope"),
     ],
 )
-def test_the_laws_find_an_override_that_changes_the_meaning(kind: type[Pullback], law: str) -> None:
+def test_the_laws_find_an_override_that_changes_the_meaning(kind: type[Round], law: str) -> None:
     z, _ = pairs(4, 0.35)
     with pytest.raises(AssertionError, match=law):
-        check_manifold(kind(embedded_sphere), z, [law])
-    check_manifold(Pullback(embedded_sphere), z, [law])
+        check_manifold(kind(), z, [law])
+    check_manifold(Round(), z, [law])

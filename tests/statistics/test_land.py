@@ -460,12 +460,17 @@ def test_geodesics_that_fail_are_counted_and_have_no_weight() -> None:
 def test_rays_that_fail_are_counted() -> None:
     """A metric with a kink: the speed of rays that cross it jumps, and they are left out on both sides of the ratio."""
 
-    class Kinked(Euclidean):
+    class Kinked(oddity.Manifold):
+        dim = 2
+
+        def push(self, z: Tensor, v: Tensor) -> Tensor:
+            return v
+
         def force(self, z: Tensor, v: Tensor) -> Tensor:
             return torch.where(z[..., :1] > 1.5, 3 * v.square().sum(-1, keepdim=True) * z, 0.0)
 
     with pytest.warns(RuntimeWarning, match=r"\d+ of 32 rays did not converge"):
-        model = LAND(Kinked(2), n_samples=32, random_state=0).fit(0.5 * normal(40))
+        model = LAND(Kinked(), n_samples=32, random_state=0).fit(0.5 * normal(40))
     assert np.isfinite(model.normalizers_).all()
     assert 0.8 < model.normalizers_[0] / (2 * np.pi * np.linalg.det(model.covariances_[0]) ** 0.5) < 1.2
 

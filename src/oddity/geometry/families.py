@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -31,7 +31,8 @@ __all__ = [
 ]
 
 
-class LocationScaleSpace(Manifold):
+@final
+class LocationScaleSpace(Manifold, rows=False):
     """Location-scale families, output by output: G = d loc^2 / scale^2 + c (d log scale)^2.
 
     Points are ``(*, 2 D)``: D locations, then the logarithms of D scales. Normal laws have c = 2 and constant curvature
@@ -74,7 +75,8 @@ class LocationScaleSpace(Manifold):
         return torch.cat([2 * pull * growth, -pull * shift], -1)
 
 
-class GaussianSpace(Manifold):
+@final
+class GaussianSpace(Manifold, rows=False):
     """Normal laws with full covariance L L': G = |L^-1 d loc|^2 + |A + A'|^2 / 2 with A = L^-1 dL.
 
     Points are ``(*, D (p + p^2))``: D times the location, then the lower triangular L row by row.
@@ -104,7 +106,8 @@ class GaussianSpace(Manifold):
         return torch.cat([shift, (A + A.mT) / math.sqrt(2)], -1).flatten(-3)
 
 
-class GammaSpace(Manifold):
+@final
+class GammaSpace(Manifold, rows=False):
     """Gamma laws: G = alpha (d log rate - d log alpha)^2 + (alpha^2 psi'(alpha) - alpha) (d log alpha)^2.
 
     Points are ``(*, 2 D)``: D times log alpha, then the logarithms of D rates.
@@ -130,7 +133,8 @@ class GammaSpace(Manifold):
 _LARGE = 64.0
 
 
-class DirichletSpace(Manifold):
+@final
+class DirichletSpace(Manifold, rows=False):
     """Dirichlet laws: G = diag(psi'(alpha)) - psi'(sum alpha) 11', in the coordinates log alpha.
 
     Points are ``(*, D K)``, D laws of K concentrations; Beta laws have K = 2. With D = diag(psi'(alpha))^1/2 and
@@ -164,7 +168,8 @@ class DirichletSpace(Manifold):
         return root_times_v.flatten(-2)
 
 
-class DirectionSpace(Manifold):
+@final
+class DirectionSpace(Manifold, rows=False):
     """Von Mises-Fisher laws by their natural parameter eta = kappa loc: G is the covariance of the direction.
 
     Points are ``(*, D p)``, D laws on the sphere of R^p. Along loc G is A_p'(kappa), across it A_p(kappa) / kappa, with

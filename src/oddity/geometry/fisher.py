@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from operator import attrgetter
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -76,7 +76,8 @@ def fisher_metric(decoder: Decoder, **given: Any) -> Manifold:
     return FisherMetric(decoder, given)
 
 
-class FisherMetric(Manifold):
+@final
+class FisherMetric(Manifold, rows=False):
     """What :func:`fisher_metric` returns: a pullback whose space is known once the decoder has shown its family."""
 
     def __init__(self, decoder: Decoder, given: Mapping[str, Any]) -> None:
@@ -118,10 +119,8 @@ class FisherMetric(Manifold):
         differential = Differential(divergence)
 
         def metric(z: Tensor) -> Tensor:
-            d = z.shape[-1]
-            twice = z.reshape(-1, d).repeat(1, 2)
-            hessian = differential.curvature(twice, twice.new_ones(len(twice), 1))
-            return hessian[:, d:, d:].reshape(*z.shape, d)
+            twice, d = z.repeat(1, 2), z.shape[-1]
+            return differential.curvature(twice, twice.new_ones(len(twice), 1))[:, d:, d:]
 
         _refuse_rough(divergence, metric, first, type(plain(self._likelihood(first))).__name__)
         return TensorField(metric)

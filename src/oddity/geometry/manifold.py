@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 import torch
 from torch import Tensor
 
+from oddity.geometry.contract import METHODS, asked_by_rows
 from oddity.numerics.autodiff import Differential, gradient
 from oddity.numerics.chain import ChainModel, model_from_blocks
 from oddity.numerics.descent import Program
@@ -38,11 +39,15 @@ class Manifold(abc.ABC):
     """A Riemannian manifold in one chart R^d.
 
     A subclass must define :meth:`push`; it may override :meth:`secant`, :meth:`secants`, :meth:`frame`,
-    :meth:`chain_model`, :meth:`force` and :meth:`linear_curvature` for speed. The other methods are derived; a
-    subclass that knows a formula may override the global ones. Shapes: ``*`` stands for any leading
-    shape; leading shapes broadcast. Manifolds form a small algebra: ``M1 + M2`` adds metrics, ``sum([M1, M2])`` too,
-    ``c * M`` scales the metric by c > 0, and ``M / c`` by 1 / c. A tensor without axes is a number, unless a gradient
-    is asked of it, which would be lost.
+    :meth:`chain_model`, :meth:`force` and :meth:`linear_curvature` for speed, never for meaning:
+    :func:`oddity.testing.check_manifold` holds each to its derivation from ``push``. The other methods are derived; a
+    subclass that knows a formula may override the global ones. A subclass writes ``push`` and its companions for rows
+    ``(N, d)``, as a decoder is written; they can be called with any leading shape, and the shape of what they return is
+    checked. Classes of this library are final: derive from ``Manifold``, with the other manifold as an attribute.
+
+    Shapes: ``*`` stands for any leading shape; leading shapes broadcast. Manifolds form a small algebra: ``M1 + M2``
+    adds metrics, ``sum([M1, M2])`` too, ``c * M`` scales the metric by c > 0, and ``M / c`` by 1 / c. A tensor without
+    axes is a number, unless a gradient is asked of it, which would be lost.
 
     Attributes
     ----------
@@ -52,7 +57,10 @@ class Manifold(abc.ABC):
     Raises
     ------
     ValueError
-        From every derived method whose points or vectors are unusable (:meth:`admit`), with value and remedy.
+        From every derived method whose points or vectors are unusable (:meth:`admit`), with value and remedy; from
+        every method of a subclass that returns another shape than its rows ask for.
+    TypeError
+        Where a class is derived from a final one.
 
     References
     ----------
@@ -73,13 +81,34 @@ class Manifold(abc.ABC):
 
     dim: int | None = None
 
+    def __init_subclass__(cls, *, rows: bool = True, **options: Any) -> None:
+        """Refuse to derive from final classes; ``rows=False`` says that methods take any leading shape themselves."""
+        super().__init_subclass__(**options)
+        for base in cls.__mro__[1:]:
+            if vars(base).get("__final__"):  # typing.final marks classes and methods so
+                raise TypeError(
+                    f"{base.__name__} is final, for its methods are formulae of one metric and an override would "
+                    f"contradict the others; derive {cls.__name__} from oddity.Manifold, with a {base.__name__} as an "
+                    "attribute"
+                )
+            for name in vars(cls).keys() & vars(base).keys():
+                if getattr(vars(base)[name], "__final__", False):
+                    raise TypeError(
+                        f"{cls.__name__}.{name} would contradict the metric, from which {base.__name__}.{name} is "
+                        "derived; define push, and give another function another name"
+                    )
+        for name in METHODS if rows else ():
+            owner = next(kind for kind in cls.__mro__ if name in vars(kind))
+            if owner is cls or not issubclass(owner, Manifold):  # of its own, or from a class beside
+                setattr(cls, name, asked_by_rows(name, vars(owner)[name]))
+
     # -- must be said ------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
     def push(self, z: Tensor, v: Tensor) -> Tensor:
-        """Linear square root of the metric: ``(*, d), (*, d) -> (*, m)``, linear in v.
+        """Linear square root of the metric: ``(*, d), (*, d) -> (*, m)``, linear in v; leading shapes broadcast.
 
-        The library calls it with z and v of one shape; the methods built on it broadcast.
+        A subclass writes it for rows, ``(N, d), (N, d) -> (N, m)``, each row by itself.
         """
 
     # -- may be overridden for speed, never for meaning ----------------------------------------------------------
@@ -271,8 +300,7 @@ class Manifold(abc.ABC):
         >>> float(oddity.Sphere(2).norm(torch.zeros(2), torch.tensor([3.0, 4.0])))
         10.0
         """
-        norm: Tensor = torch.linalg.vector_norm(self.push(*self._admit_tangents(z, v=v)), dim=-1)
-        return norm
+        return _norm(self.push(*self._admit_tangents(z, v=v)))[..., 0]
 
     @final
     def log_volume(self, z: Tensor) -> Tensor:
@@ -792,6 +820,14 @@ def _solve(G: Tensor, covector: Tensor) -> Tensor:
     return torch.where((info > 0)[..., None], torch.nan, v)
 
 
+def _norm(v: Tensor) -> Tensor:
+    """Norm ``(*, m) -> (*, 1)`` by which nothing overflows or underflows but itself; of slope zero at zero."""
+    size = v.detach().abs().amax(-1, keepdim=True)
+    size = torch.where(size > 0, size, 1.0)
+    norm: Tensor = size * torch.linalg.vector_norm(v / size, dim=-1, keepdim=True)
+    return norm
+
+
 def _root(squares: Tensor) -> Tensor:
     """Square root with slope zero at zero, as a norm has."""
     zero = squares == 0
@@ -807,7 +843,8 @@ def _secant_model(differential: Differential, c: Tensor, widths: Tensor, exact: 
     return model_from_blocks(r.reshape(B, n, -1), blocks[:d], blocks[d:], widths, bend)
 
 
-class Sum(Manifold):
+@final
+class Sum(Manifold, rows=False):
     """The sum of metrics on one chart, ``M1 + M2 + ...``: pushes and secants are concatenated.
 
     Examples
@@ -856,8 +893,6 @@ class Sum(Manifold):
         return first
 
     def _program(self) -> Program | None:
-        if type(self).chain_model is not Sum.chain_model:  # a subclass has an energy of its own
-            return None
         programs = [part._program() for part in self.parts]
         layered = [program for program in programs if isinstance(program, LayeredProgram)]
         return functools.reduce(LayeredProgram.plus, layered) if len(layered) == len(programs) else None
@@ -937,7 +972,8 @@ def _flatten(parts: tuple[Manifold, ...]) -> Iterator[Manifold]:
             yield part
 
 
-class Scaled(Manifold):
+@final
+class Scaled(Manifold, rows=False):
     """A metric times a positive number, ``c * M``: lengths grow by sqrt(c).
 
     Raises
@@ -985,7 +1021,7 @@ class Scaled(Manifold):
         return self.base.chain_model(c, widths, exact=exact).times(self.factor)
 
     def _program(self) -> Program | None:
-        program = self.base._program() if type(self).chain_model is Scaled.chain_model else None
+        program = self.base._program()
         return program.times(self.factor) if isinstance(program, LayeredProgram) else None
 
     def _chain_slope(self, c: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ _OUTPUTS_AT_A_TIME = 200_000  # a frame of so many outputs of all points togethe
 _NUMBERS_IN_MEMORY = 1 << 25  # of all frames that are held at once: 128 MB in float32
 
 
-class Pullback(Manifold):
+@final
+class Pullback(Manifold, rows=False):
     """The metric J(z)' G(f(z)) J(z) of a map f into a flat or curved space.
 
     Into flat space the chord f(b) - f(a) is the secant, so that energies and lengths need no Jacobian.
@@ -71,6 +72,7 @@ class Pullback(Manifold):
     ) -> None:
         self.differential = Differential(f, expansion=expansion)
         self.ambient = ambient
+        self._is_sketch = False
 
     def push(self, z: Tensor, v: Tensor) -> Tensor:
         """J(z) v, seen in the ambient space: ``(*, d), (*, d) -> (*, m)``."""
@@ -90,6 +92,9 @@ class Pullback(Manifold):
     def _squares(self, c: Tensor, strides: tuple[int, ...]) -> list[Tensor]:
         if self.ambient is not None:
             return super()._squares(c, strides)
+        # a sketch is so cheap that calls of PyTorch would be most of the price of its lengths
+        if self._is_sketch and (squares := self._compiled_squares(c, strides)) is not None:
+            return squares
         values = self.differential(_padded(c))[: c.shape[0] * c.shape[1]]  # each node mapped once for all strides
         return squared_steps(values.reshape(*c.shape[:-1], -1), strides)
 
@@ -107,7 +112,7 @@ class Pullback(Manifold):
         return self.ambient.push(self.differential(z)[..., None, :].expand(J.mT.shape), J.mT).mT
 
     def _few_grams(self, z: Tensor, dtype: torch.dtype) -> Tensor:
-        if self.ambient is not None or not self._keeps("frame"):
+        if self.ambient is not None:
             return super()._few_grams(z, dtype)
         frame = self.differential.value_and_frame(z)[1].to(dtype)
         return gram(frame, frame)
@@ -126,7 +131,7 @@ class Pullback(Manifold):
 
     def _chain_slope(self, c: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
         pulling = self.differential.pulling
-        if pulling is None or self.ambient is not None or not self._keeps("chain_model"):
+        if pulling is None or self.ambient is not None:
             return super()._chain_slope(c, widths)
         size = max(1, 8 * self._points_at_a_time() // c.shape[1])
         parts = [_flat_slope(pulling, *part) for part in zip(c.split(size), widths.split(size), strict=True)]
@@ -147,10 +152,14 @@ class Pullback(Manifold):
     def _sketch(self, z: Tensor, whiten: Tensor, tolerance: float) -> Manifold:
         form = self.differential.closed_form
         small = reduced(form, z, whiten, tolerance) if form is not None and self.ambient is None else None
-        return self if small is None else _Sketch(small.values, expansion=small)
+        if small is None:
+            return self
+        sketch = Pullback(small.values, expansion=small)
+        sketch._is_sketch = True
+        return sketch
 
     def _program(self) -> LayeredProgram | None:
-        stages = self.differential.stages() if self.ambient is None and self._keeps("chain_model") else None
+        stages = self.differential.stages() if self.ambient is None else None
         return None if stages is None else program_of(stages)
 
     def _flat_model(self, c: Tensor, widths: Tensor, exact: bool) -> ChainModel:
@@ -202,18 +211,14 @@ class Pullback(Manifold):
         forces = (2 * mixed * uv - N.force(y, Ju) * vv - N.force(y, Jv) * uu).sum(-1)
         return N.linear_curvature(y, Ju, Jv) + gauss + forces
 
-    def _keeps(self, *names: str) -> bool:
-        """Whether methods are those of this class: a subclass that has others is asked them."""
-        return all(getattr(type(self), name) is getattr(Pullback, name) for name in names)
-
     def _metric_and_force(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        if self.ambient is not None or not self._keeps("frame", "force"):
+        if self.ambient is not None:
             return super()._metric_and_force(z, v)
         frame, second = self.differential.bends(z, v[None], v[None])
         return gram(frame, frame), -pull(frame, second[0])
 
     def _curving(self, z: Tensor, u: Tensor, v: Tensor) -> Curving:
-        if self.ambient is not None or not self._keeps("frame", "force", "linear_curvature"):
+        if self.ambient is not None:
             return super()._curving(z, u, v)
         frame, (uu, uv, vv) = self.differential.bends(z, torch.stack([u, u, v]), torch.stack([u, v, v]))
         linear = (uu * vv).sum(-1) - uv.square().sum(-1)
@@ -237,14 +242,6 @@ class Pullback(Manifold):
     def __repr__(self) -> str:
         inside = self.differential.name + ("" if self.ambient is None else f", {self.ambient}")
         return f"Pullback({inside})"
-
-
-class _Sketch(Pullback):
-    """The stand-in for a pull-back: so cheap that calls of PyTorch would be most of the price of its lengths."""
-
-    def _squares(self, c: Tensor, strides: tuple[int, ...]) -> list[Tensor]:
-        squares = self._compiled_squares(c, strides)
-        return super()._squares(c, strides) if squares is None else squares
 
 
 def _flat_slope(pulling: Callable[[Tensor], PulledValue], c: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:

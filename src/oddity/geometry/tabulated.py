@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,8 @@ _MARGIN = 0.25  # of the extent of the points, beyond them on every side
 _CLOSE = 1e-3  # the error of nine in ten of the points, as a share of the metric
 
 
-class Tabulated(Manifold):
+@final
+class Tabulated(Manifold, rows=False):
     """A metric of the plane, interpolated between the nodes of a grid.
 
     The symmetric square root of the metric is interpolated by bicubic splines, so that the metric stays positive
@@ -70,13 +73,11 @@ class Tabulated(Manifold):
 
     def _squares(self, c: Tensor, strides: tuple[int, ...]) -> list[Tensor]:
         program = self._program()
-        if program is not None and serves(c) and program.fits(c):
+        if serves(c) and program.fits(c):
             return [squares_in_table(program, c, stride) for stride in strides]
         return super()._squares(c, strides)
 
-    def _program(self) -> TableProgram | None:
-        if type(self).chain_model is not Tabulated.chain_model:
-            return None
+    def _program(self) -> TableProgram:
         spline = self.spline
         return TableProgram(spline.rows, spline.weights, spline.low, spline.steps, spline.last)
 

@@ -67,7 +67,7 @@ def by_rows(dtype: torch.dtype) -> dict[str, Manifold]:
     }
 
 
-QUICK = ["scale of one column", "own companions", "push of the ambient space"]
+QUICK = ["scale of one column", "own companions"]
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,12 @@ from torch import distributions as laws
 from torch.distributions import Distribution
 
 from oddity.geometry.manifold import Manifold, _root
+from oddity.geometry.spaces import _series, _sine
 from oddity.numerics.likelihood import rows
 from oddity.numerics.spherical import VonMisesFisher, moments
 
 __all__ = [
+    "ContinuousBernoulliSpace",
     "DirectionSpace",
     "DirichletSpace",
     "Family",
@@ -124,21 +126,33 @@ class GammaSpace(Manifold, rows=False):
         """(sqrt(alpha) (d log rate - d log alpha), (alpha^2 psi'(alpha) - alpha)^1/2 d log alpha)."""
         (log_alpha, _), (a, b) = z.chunk(2, -1), v.chunk(2, -1)
         alpha = log_alpha.exp()
-        small, inverse = alpha.clamp(max=_LARGE), 1 / alpha.clamp(min=_LARGE)
-        exact = 1 + small.square() * torch.polygamma(1, 1 + small) - small
-        series = 0.5 + inverse / 6 - inverse**3 / 30 + inverse**5 / 42  # where the terms above cancel
-        return torch.cat([alpha.sqrt() * (b - a), torch.where(alpha < _LARGE, exact, series).sqrt() * a], -1)
+        return torch.cat([alpha.sqrt() * (b - a), _excess(alpha).sqrt() * a], -1)
 
 
-_LARGE = 64.0
+_LARGE = 10.0
+_BERNOULLI = [1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 / 510, 43867 / 798]
+
+
+def _excess(alpha: Tensor) -> Tensor:
+    """alpha^2 psi'(alpha) - alpha, which falls from 1 to 1/2; by its asymptotic series where these terms cancel.
+
+    psi' is the zeta function in double precision, where ``torch.polygamma(1, x)`` is off by up to 1e-9.
+    """
+    small, inverse = alpha.clamp(max=_LARGE), 1 / alpha.clamp(min=_LARGE)
+    double = alpha.dtype == torch.float64
+    trigamma = torch.special.zeta(2.0, 1 + small) if double else torch.polygamma(1, 1 + small)
+    exact = 1 + small.square() * trigamma - small
+    series = 0.5 + inverse * _series(inverse.square(), _BERNOULLI)
+    return torch.where(alpha < _LARGE, exact, series)
 
 
 @final
 class DirichletSpace(Manifold, rows=False):
     """Dirichlet laws: G = diag(psi'(alpha)) - psi'(sum alpha) 11', in the coordinates log alpha.
 
-    Points are ``(*, D K)``, D laws of K concentrations; Beta laws have K = 2. With D = diag(psi'(alpha))^1/2 and
-    w = D^-1 1 the square root of the metric is (I - k w w') D, k = c / (1 + sqrt(1 - c |w|^2)), c = psi'(sum alpha).
+    Points are ``(*, D K)``, D laws of K concentrations; Beta laws have K = 2. With the shares p = alpha / sum alpha,
+    the mean m = sum p v, and g(alpha) = alpha^2 psi'(alpha) - alpha, which falls, it is a sum of squares in which
+    nothing large cancels: v'Gv = sum (alpha + g(sum alpha) p) (v - m)^2 + sum (g(alpha) - g(sum alpha) p) v^2.
 
     Parameters
     ----------
@@ -157,15 +171,14 @@ class DirichletSpace(Manifold, rows=False):
         self.classes = classes
 
     def push(self, z: Tensor, v: Tensor) -> Tensor:
-        """(I - k w w') D v: ``(*, D K), (*, D K) -> (*, D K)``."""
+        """Roots of those squares: ``(*, D K), (*, D K) -> (*, 2 D K)``."""
         alpha, v = (x.unflatten(-1, (-1, self.classes)) for x in (z.exp(), v))
-        root = (1 + alpha.square() * torch.polygamma(1, 1 + alpha)).sqrt()  # alpha psi'(alpha)^1/2
-        w, stretched = alpha / root, root * v
-        c = torch.polygamma(1, alpha.sum(-1, keepdim=True))
-        left = (1 - c * w.square().sum(-1, keepdim=True)).clamp(min=torch.finfo(z.dtype).eps ** 2)
-        k = c / (1 + left.sqrt())
-        root_times_v: Tensor = stretched - k * w * (w * stretched).sum(-1, keepdim=True)
-        return root_times_v.flatten(-2)
+        total = alpha.sum(-1, keepdim=True)
+        share, common = alpha / total, _excess(total)
+        off = v - v.gather(-1, alpha.argmax(-1, keepdim=True))  # of equal numbers exactly zero
+        off = off - (share * off).sum(-1, keepdim=True)
+        own = (_excess(alpha) - common * share).clamp(min=torch.finfo(z.dtype).tiny)  # below it only by rounding
+        return torch.cat([(alpha + common * share).sqrt() * off, own.sqrt() * v], -1).flatten(-2)
 
 
 @final
@@ -192,14 +205,45 @@ class DirectionSpace(Manifold, rows=False):
         self.p = p
 
     def push(self, z: Tensor, v: Tensor) -> Tensor:
-        """Symmetric square root of the covariance times v: ``(*, D p), (*, D p) -> (*, D p)``."""
+        """Along and across the direction, by the deviations there: ``(*, D p), (*, D p) -> (*, D (1 + p))``."""
         eta, v = (x.unflatten(-1, (-1, self.p)) for x in (z, v))
         kappa = eta.square().sum(-1).clamp(min=torch.finfo(z.dtype).tiny).sqrt()
         about = moments(kappa, self.p)
         along, across = (x.sqrt()[..., None] for x in (about.variance, about.across))
         r = eta / kappa[..., None]
-        root_times_v: Tensor = across * v + (along - across) * (r * v).sum(-1, keepdim=True) * r
-        return root_times_v.flatten(-2)
+        forth = (r * v).sum(-1, keepdim=True)
+        # in numbers of their own, since where the law is narrow the second is many times the first
+        return torch.cat([along * forth, across * (v - forth * r)], -1).flatten(-2)
+
+
+@final
+class ContinuousBernoulliSpace(Manifold, rows=False):
+    """Continuous Bernoulli laws by their logits: G = 1 / x^2 - 1 / (4 sinh^2(x / 2)), the variance of the law.
+
+    Points are ``(*, D)``, D logits.
+
+    References
+    ----------
+    Loaiza-Ganem and Cunningham, "The continuous Bernoulli: fixing a pervasive error in variational autoencoders",
+    NeurIPS 2019.
+
+    Examples
+    --------
+    The uniform law, whose variance is 1/12:
+
+    >>> ContinuousBernoulliSpace().metric(torch.zeros(1, dtype=torch.float64)).round(decimals=4).tolist()
+    [[0.0833]]
+    """
+
+    def push(self, z: Tensor, v: Tensor) -> Tensor:
+        """Standard deviation times v."""
+        near = z.abs() < 2
+        q = torch.where(near, z / 2, 0.0).square()
+        s, cubic = _sine(-1, q), _series(q, [1 / math.factorial(2 * n + 3) for n in range(10)])
+        small = cubic * (s + 1) / (2 * s).square()  # (sinh u - u) (sinh u + u) / (2 u sinh u)^2 with u = x / 2
+        x = torch.where(near, 2.0, z.abs())
+        large = 1 / x / x - torch.exp(-x) / torch.expm1(-x).square()
+        return torch.where(near, small, large).sqrt() * v
 
 
 class Family(NamedTuple):
@@ -210,15 +254,25 @@ class Family(NamedTuple):
     fixed: tuple[str, ...] = ()  # parameters that must not depend on z
 
 
-def _angle(logits: Tensor) -> Tensor:
+def _by_probability(law: Any) -> bool:
+    """Whether a law was made by its probabilities: the other form, derived from them, is clamped and loses digits."""
+    return next((name for name in vars(law) if name in ("probs", "logits")), "logits") == "probs"
+
+
+def _angle(law: Any) -> Tensor:
     """2 arcsin(sqrt(p)), the arc length of Bernoulli laws; by the logits its slope keeps all digits at both ends."""
-    bound = _bound(logits)
-    return 2 * torch.atan(torch.exp(logits.clamp(-bound, bound) / 2))
+    if _by_probability(law):
+        return 2 * torch.atan2(_root(law.probs), _root(1 - law.probs))
+    bound = _bound(law.logits)
+    return 2 * torch.atan(torch.exp(law.logits.clamp(-bound, bound) / 2))
 
 
-def _roots(logits: Tensor) -> Tensor:
+def _roots(law: Any) -> Tensor:
     """2 sqrt(p) of classes: on the sphere of radius 2."""
-    return 2 * torch.exp(logits.clamp(min=-_bound(logits)) / 2)
+    law = vars(law).get("_categorical", law)
+    if _by_probability(law):
+        return 2 * _root(law.probs)
+    return 2 * torch.exp(law.logits.clamp(min=-_bound(law.logits)) / 2)
 
 
 def _bound(logits: Tensor) -> float:
@@ -226,12 +280,29 @@ def _bound(logits: Tensor) -> float:
     return 1.8 * math.log(torch.finfo(logits.dtype).max)
 
 
+def _geometric(law: laws.Geometric) -> Tensor:
+    return _arc_by_probability(1 - law.probs, law.probs) if _by_probability(law) else _arc(-law.logits)
+
+
+def _negative_binomial(law: laws.NegativeBinomial) -> Tensor:
+    return _arc_by_probability(law.probs, 1 - law.probs) if _by_probability(law) else _arc(law.logits)
+
+
 def _arc(logits: Tensor) -> Tensor:
-    """2 arsinh(sqrt(p / (1 - p))), the arc length of geometric laws, for failures of logits -logit(p)."""
+    """2 arsinh(sqrt(q / (1 - q))), the arc length of geometric laws of the failure q, by its logits."""
     x = logits / 2
     large = x.clamp(min=0)
     large = large + torch.log(1 + torch.sqrt(1 + torch.exp(-2 * large)))
     return 2 * torch.where(x > 0, large, torch.asinh(torch.exp(x.clamp(max=0))))
+
+
+def _arc_by_probability(failure: Tensor, success: Tensor) -> Tensor:
+    """The same by the probabilities."""
+    return 2 * torch.log1p(_root(failure)) - success.log()
+
+
+def _continuous(law: laws.ContinuousBernoulli) -> Tensor:
+    return law.probs.log() - torch.log1p(-law.probs) if _by_probability(law) else law.logits
 
 
 def _location_scale(law: Any) -> Tensor:
@@ -255,14 +326,15 @@ def _circular(law: laws.VonMises) -> Tensor:
 
 
 FAMILIES: dict[type[Distribution], Family] = {
-    laws.Bernoulli: Family(lambda law: _angle(law.logits)),
-    laws.Binomial: Family(lambda law: law.total_count.sqrt() * _angle(law.logits), fixed=("total_count",)),
-    laws.Categorical: Family(lambda law: _roots(law.logits)),
-    laws.OneHotCategorical: Family(lambda law: _roots(law.logits)),
-    laws.Multinomial: Family(lambda law: math.sqrt(law.total_count) * _roots(law.logits)),
+    laws.Bernoulli: Family(_angle),
+    laws.Binomial: Family(lambda law: law.total_count.sqrt() * _angle(law), fixed=("total_count",)),
+    laws.Categorical: Family(_roots),
+    laws.OneHotCategorical: Family(_roots),
+    laws.Multinomial: Family(lambda law: math.sqrt(law.total_count) * _roots(law)),
     laws.Poisson: Family(lambda law: 2 * _root(law.rate)),
-    laws.Geometric: Family(lambda law: _arc(-law.logits)),
-    laws.NegativeBinomial: Family(lambda law: law.total_count.sqrt() * _arc(law.logits), fixed=("total_count",)),
+    laws.Geometric: Family(_geometric),
+    laws.NegativeBinomial: Family(lambda law: law.total_count.sqrt() * _negative_binomial(law), fixed=("total_count",)),
+    laws.ContinuousBernoulli: Family(_continuous, lambda law: ContinuousBernoulliSpace()),  # noqa: ARG005
     laws.Exponential: Family(lambda law: law.rate.log()),
     laws.Normal: Family(_location_scale, lambda law: LocationScaleSpace(2.0)),  # noqa: ARG005
     laws.LogNormal: Family(_location_scale, lambda law: LocationScaleSpace(2.0)),  # noqa: ARG005

@@ -44,9 +44,9 @@ def fisher_metric(decoder: Decoder, **given: Any) -> Manifold:
     Manifold
         Flat pullbacks, with all of their speed, for Bernoulli, Binomial, Categorical, OneHotCategorical, Multinomial,
         Poisson, Geometric, NegativeBinomial of fixed dispersion, and Exponential laws; pullbacks of a curved space in
-        closed form for Normal, LogNormal, Laplace, MultivariateNormal, Gamma, Beta, Dirichlet, VonMises and
-        :class:`~oddity.VonMisesFisher` laws. For any other family the second derivative of its KL divergence, several
-        times slower, which must be regular: it needs at least as many outputs as latent dimensions.
+        closed form for Normal, LogNormal, Laplace, MultivariateNormal, Gamma, Beta, Dirichlet, ContinuousBernoulli,
+        VonMises and :class:`~oddity.VonMisesFisher` laws. For any other family the second derivative of its KL
+        divergence, several times slower, which must be regular: it needs at least as many outputs as latent dimensions.
 
     Raises
     ------

@@ -12,7 +12,7 @@ from torch.distributions.utils import lazy_property
 
 __all__ = ["Moments", "VonMisesFisher", "moments"]
 
-_NODES = {torch.float32: 64, torch.float64: 128}
+_NODES = {torch.float32: 64, torch.float64: 160}
 
 
 class Moments(NamedTuple):

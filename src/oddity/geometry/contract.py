@@ -59,7 +59,7 @@ def by_rows(f: Callable[..., Any], name: str, result: Sequence[str], *points: Te
     [[4.0, 4.0, 4.0], [4.0, 4.0, 4.0]]
     >>> by_rows(lambda z: z.sum(0), "total", ("N",), torch.ones(4, 4))
     Traceback (most recent call last):
-    ValueError: total gives (4,) for 5 points of shape (5, 4); it must give (N,), here (5,): ...
+    ValueError: total gives (4,) for points of shape (5, 4); it must give (N,), here (5,): ...
     """
     if len(points) > 1:
         points = torch.broadcast_tensors(*points)
@@ -85,7 +85,7 @@ def _refuse(value: object, name: str, result: Sequence[str], rows: Tensor) -> No
         f"({', '.join(map(str, x))}{',' * (len(x) == 1)})" for x in (result, [known.get(x, x) for x in result])
     )
     raise ValueError(
-        f"{name} gives {what} for {len(rows)} points of shape {tuple(rows.shape)}; it must give {letters}, here "
+        f"{name} gives {what} for points of shape {tuple(rows.shape)}; it must give {letters}, here "
         f"{here}: each row by itself"
     )
 

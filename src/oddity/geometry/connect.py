@@ -186,7 +186,7 @@ def _nearby(
     length[sure], converged[sure] = straight[kept], True
     spread = (speed.amax(-1) - speed.amin(-1))[kept] / _BY_PUSH
     gap[sure] = spread + share[kept] * straight[kept] + torch.finfo(a.dtype).eps * straight[kept]
-    race.error[pick[sure]] = 0
+    race.error[pick[sure]] = race.slip[pick[sure]] = 0
     for i in sure.tolist():
         why[i], start[i] = "", "line"
 
@@ -350,6 +350,7 @@ class _Race:
         self.M, self.sketch, self.bars = M, sketch, bars
         self.solver, self.count, self.dim = solver, count, starts.shape[-1]
         self.length, self.error = starts.new_full((total,), torch.inf), starts.new_zeros(total)
+        self.slip = self.error.clone()  # of the length of the curve itself
         self.speed, self.decrement = starts.new_zeros(total), starts.new_zeros(total)
         self.stationary = torch.zeros(total, dtype=torch.bool, device=starts.device)
         self.resolved = self.stationary.clone()
@@ -490,6 +491,7 @@ class _Race:
         The others have arrived: only they get a sentence, a grid and a number of segments.
         """
         found, measured = self._solve_to_the_end(entrants, chains, widths)
+        self.slip[entrants] = measured.error / 4  # what extrapolation took off the length, from grid to grid a quarter
         if self.bars is not None:  # in a table there is nothing that its nodes do not know
             self._look(found.points, widths, measured)
         resolved = measured.resolved(self.solver.resolution, last)
@@ -598,12 +600,12 @@ class _Race:
         return converged & ~longer, why
 
     def longer(self, other: Tensor) -> Tensor:
-        """Whether a finished curve exceeds another one of its pair by more than its error and rounding, or has no length.
+        """Whether a finished curve exceeds another one of its pair by more than it was mismeasured, or has no length.
 
         A line that leaves the chart has no length itself, and no curve is longer.
         """
         other = other.nan_to_num(torch.inf, posinf=torch.inf).repeat(self.count)
-        slack = self.error + torch.finfo(other.dtype).eps ** 0.5 * other
+        slack = self.slip + torch.finfo(other.dtype).eps ** 0.5 * other
         longer: Tensor = (self.segments > 0) & ~(self.length.isfinite() & (self.length <= other + slack))
         return longer
 

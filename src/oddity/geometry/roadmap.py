@@ -18,6 +18,8 @@ __all__ = ["Roadmap", "among", "resampled"]
 
 _ENOUGH = 2000  # more codes cost minutes and find the same valleys
 _SOME = 500  # codes, where a lattice is at hand,
+_NEXT = 3  # neighbours of a code to which a table has to know the way,
+_TRUE = 0.05  # up to this share
 _LATTICE = 38  # of so many nodes in each direction, or of twice as many nodes as there are codes
 
 
@@ -132,7 +134,16 @@ class Roadmap:
         self.sketch = self._sketched()
 
     def _sketched(self) -> Manifold:
-        return self.M.sketch(among(self.codes), most=len(self.edges) * (self.steps + 1))
+        sketch = self.M.sketch(among(self.codes), most=len(self.edges) * (self.steps + 1))
+        return sketch if not isinstance(sketch, Tabulated) or self._is_true(sketch) else self.M
+
+    def _is_true(self, table: Manifold) -> bool:
+        """Whether a table measures the ways from code to next code as the metric does: its cells hide no gap there."""
+        edges = torch.from_numpy(knn_edges(self.codes.cpu().numpy(), _NEXT)).to(self.codes.device)
+        ends = self.codes[edges[:, 0]], self.codes[edges[:, 1]]
+        known, drawn = self._straight(*ends, self.M), self._straight(*ends, table)
+        off = (drawn - known).abs() > _TRUE * known + torch.finfo(known.dtype).eps ** 0.5 * known.amax()
+        return not bool((off & known.isfinite()).any())
 
     def __repr__(self) -> str:
         return f"Roadmap({self.M}, {len(self.codes)} codes, {len(self.edges)} edges)"

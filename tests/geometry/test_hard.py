@@ -21,7 +21,7 @@ SAMPLE = [
     ("ellipsoid over the pole", "line", "float64"),
     ("relu 1", "line", "float64"),
     ("dead band", "line", "float64"),
-    ("sparse classes", "line", "float64"),
+    ("sparse classes 10", "line", "float64"),
 ]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from oddity.geometry.manifold import Manifold
+from oddity.numerics.ambient import door
 from oddity.numerics.chain import ChainModel, doubled
 
 __all__ = ["LAWS", "check_manifold"]
@@ -18,6 +19,7 @@ __all__ = ["LAWS", "check_manifold"]
 Law = Callable[[Manifold, Tensor], None]
 
 
+@door
 def check_manifold(M: Manifold, z: Tensor, laws: Iterable[str] | None = None) -> None:
     """Hold a manifold to the laws of Riemannian geometry and of this library.
 

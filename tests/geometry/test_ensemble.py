@@ -60,7 +60,7 @@ def test_bad_ensembles_are_refused() -> None:
         with pytest.raises(ValueError, match="a list of at least one decoder"):
             oddity.ensemble_metric(bad)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="training mode"):
-        oddity.ensemble_metric([mlp(2, 6).train()])
+        oddity.ensemble_metric([nn.Sequential(mlp(2, 6), nn.Dropout()).train()])
     with pytest.raises(ValueError, match=r"different size: \[6, 5\]"):
         oddity.independent_members_energy([MEMBERS[0], mlp(2, 5).double()], Z)
     with pytest.raises(ValueError, match="a curve has shape"):

@@ -215,14 +215,17 @@ def test_conditions_by_keyword() -> None:
 def test_what_is_behind_a_mean_and_a_deviation_is_refused() -> None:
     class Parts:
         def __init__(self) -> None:
-            self.mean, self.std = nn.Linear(2, 3).eval(), nn.Sequential(nn.Linear(2, 3), nn.Softplus()).eval()
+            self.mean, self.std = (
+                nn.Linear(2, 3).eval(),
+                nn.Sequential(nn.Linear(2, 3), nn.Softplus(), nn.Dropout()).eval(),
+            )
 
     parts = Parts()
     M = oddity.fisher_metric(parts)
     M.metric(torch.zeros(2))
-    parts.std[1].train()
+    parts.std[2].train()
     for call in (lambda: M.metric(torch.zeros(2)), lambda: oddity.fisher_metric(parts)):
-        with pytest.raises(ValueError, match="Softplus, a part of Sequential, is in training mode"):
+        with pytest.raises(ValueError, match="Dropout, a part of Sequential, is in training mode"):
             call()
 
 
@@ -257,7 +260,7 @@ def test_bad_decoders_are_refused() -> None:
         with pytest.raises(ValueError, match="Tensor is no decoder: give a module"):
             metric(torch.zeros(2))  # type: ignore[operator]
     with pytest.raises(ValueError, match=r"training mode.*eval"):
-        oddity.fisher_metric(likelihood("Poisson").train())
+        oddity.fisher_metric(nn.Sequential(likelihood("Poisson"), nn.Dropout()).train())
     refused(lambda z: z, r"returned Tensor; a likelihood is a torch.distributions.*Pullback")
     refused(lambda z: Poisson(torch.ones(2, 5)), "mapped 3 points to a Poisson law|mapped 2 points", torch.ones(3, 2))
     refused(lambda z: Poisson(z.exp().sum()), r"it must keep the rows: \(2, \.\.\.\)")

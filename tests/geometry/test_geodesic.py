@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_bvp
-from torch import Tensor
+from torch import Tensor, nn
 
 import oddity
 from oddity import ChainSolver, Conformal, Euclidean, Hyperbolic, Manifold, Pullback, Roadmap, Sphere, TensorField
@@ -556,7 +556,7 @@ def test_more_misuse() -> None:
 
 
 def test_a_decoder_in_training_mode_is_refused() -> None:
-    training = decoder().train()
+    training = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).train()
     with pytest.raises(ValueError, match=r"training mode.*call \.eval\(\)"):
         oddity.expected_metric(training)
     with pytest.raises(ValueError, match="float is no decoder: give a module"):

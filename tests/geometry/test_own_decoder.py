@@ -223,8 +223,9 @@ def test_conditions_by_keyword_or_partial() -> None:
     )
     for M in (by_keyword, by_partial):
         torch.testing.assert_close(M.metric(z).detach(), expected, rtol=1e-6, atol=1e-8)
-    with pytest.raises(ValueError, match="Conditional is in training mode"):
-        oddity.expected_metric(functools.partial(net.train(), label=1))
+    dropping = nn.Sequential(nn.Dropout(), net)
+    with pytest.raises(ValueError, match="Dropout, a part of Sequential, is in training mode"):
+        oddity.expected_metric(functools.partial(dropping, label=1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -279,7 +280,7 @@ class Model(nn.Module):
     [
         (lambda: 3.0, "float is no decoder: give a module"),
         (lambda: Normal(0.0, 1.0), "Normal is no decoder"),
-        (lambda: dropping(whole=True), r"Sequential is in training mode.*call \.eval\(\)"),
+        (lambda: dropping(whole=True), r"Dropout, a part of Sequential, is in training mode.*call \.eval\(\)"),
         (lambda: dropping(whole=False), r"Dropout, a part of Sequential, is in training mode.*call \.eval\(\)"),
         (quantised, "Linear, a part of Sequential, is quantised.*floating-point model"),
         (lambda: Model().eval(), "Model has an encoder too; give the part .* model.decoder"),
@@ -297,9 +298,15 @@ HIDDEN = dropping(whole=True)
 @pytest.mark.parametrize(
     ("f", "message"),
     [
-        (lambda z: HIDDEN(z), r"is random: the same points, other values. Call \.eval\(\)"),
+        (
+            lambda z: nn.functional.dropout(NET(z)),
+            r"is random: the same points, other values; to end dropout, call \.eval\(\)",
+        ),
         (lambda z: Normal(NET(z), 1.0).sample(), "is random.*give its mean in place of samples"),
-        (lambda z: BATCH_STATISTICS(z), r"other values in other company.*call \.eval\(\)"),
+        (
+            lambda z: nn.functional.batch_norm(NET(z), None, None, training=True),
+            r"other values in other company.*call \.eval\(\)",
+        ),
         (lambda z: NET(z)[:, : 2 + len(z)], r"maps points to shape \(4,\) or \(5,\), by their number"),
         (lambda z: NET(z)[0], "must keep the rows"),
         (lambda z: NET(z).detach(), "has no derivative .*no argmax, detach"),

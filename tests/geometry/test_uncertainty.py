@@ -26,6 +26,7 @@ class RandomDecoder:
                 for p in net.parameters():
                     p.copy_(torch.randn(p.shape, generator=generator))
             self.std[2].weight.mul_(noise)
+            self.std[2].bias.add_(50)  # positive, whatever the weights
         for net in (self.mean, self.std):
             net.eval().requires_grad_(False)
 
@@ -218,7 +219,7 @@ def test_misuse_is_refused() -> None:
     with pytest.raises(ValueError, match="Linear gives a mean and no standard deviation; fit one"):
         metric_variance(nn.Linear(2, 3).eval(), torch.zeros(2))
     with pytest.raises(ValueError, match="training mode"):
-        metric_variance(decoder().train(), torch.zeros(2))
+        metric_variance(nn.Sequential(nn.Linear(2, 3), nn.Dropout()).train(), torch.zeros(2))
     with pytest.raises(ValueError, match="z holds nan"):
         metric_variance(model, torch.tensor([0.0, torch.nan]))
     with pytest.raises(ValueError, match="v holds inf"):

@@ -128,7 +128,7 @@ X = data(Z)
 @pytest.mark.parametrize(
     ("decoder", "z", "x", "message"),
     [
-        (dense().train(), Z, X, "in training mode"),
+        (nn.Sequential(dense(), nn.Dropout()).train(), Z, X, "in training mode"),
         (NET, Z.numpy(), X, "z is a ndarray; give codes"),
         (NET, Z.half(), X, r"z is torch.float16 \(20, 2\); give codes"),
         (NET, Z[:1], X[:1], r"give codes \(n, d\), n >= 2"),

@@ -201,8 +201,8 @@ def test_the_door(f, z: Tensor, message: str) -> None:
 
 
 def test_training_mode_is_refused_at_once_and_later() -> None:
-    module = net().train()
-    with pytest.raises(ValueError, match=r"Sequential is in training mode.*call \.eval\(\)"):
+    module = nn.Sequential(net(), nn.Dropout()).train()
+    with pytest.raises(ValueError, match=r"Dropout, a part of Sequential, is in training mode.*call \.eval\(\)"):
         Differential(module)
     f = Differential(module.eval())
     f.check(some_points())

@@ -301,6 +301,7 @@ def _given(M: Manifold, a: Tensor, b: Tensor, shape: torch.Size, curve: Tensor, 
 
 _CORNERS = 64  # segments, at least, on which the path of a roadmap keeps its corners
 _PLACES = 1536  # where a curve is looked at, at most 1.4 / 1536 of its length from each other: what is wider is seen
+_FAR = 4  # times the resolution: a curve with a larger residual is none that its grid resolves
 _JUMP = 1.1  # a curve that is longer than its chain by this factor is put anew on the next grid
 _BY_PUSH = 64  # segments of a line that is measured by derivatives
 _NOISY = 1e4  # chords of less than so many times their rounding do not tell whether a chain is stationary
@@ -580,6 +581,23 @@ class _Race:
         measured.length[seems] += torch.where(off[:, 0], total, 0.0)
         measured.steps[seems] = torch.where(off, (steps + more).clamp(min=0), steps)
         measured.missed[seems] += torch.where(off, more.abs(), 0.0)
+        if view.whole:  # else loops know a map into flat space, whose chains are no longer than geodesics
+            measured.error[seems] += self._residual(curve, measured.length[seems])
+            unsure = measured.error[seems] > _FAR * self.solver.resolution * measured.length[seems]
+            measured.fourth[seems] = torch.where(unsure, 0.0, measured.fourth[seems])
+            measured.coarse[seems] = torch.where(unsure, 0.0, measured.coarse[seems])
+
+    def _residual(self, curve: Tensor, length: Tensor) -> Tensor:
+        """How much shorter curves are about to get on an irregular grid, by the residual of their equation: ``(B,)``.
+
+        Half the residual times what a Gauss-Newton step makes of it; twice as much, since finer grids find more.
+        """
+        m = min(curve.shape[1] - 1, _PLACES // 2)
+        t = _irregular(m, curve)
+        c, h = _through(curve, t), t.diff().expand(len(curve), -1).contiguous()
+        promised = solve(self.M, c, h, max_iterations=0).decrement
+        noise = (m * self.M._rounding(curve[:, m // 2]) / length.clamp(min=torch.finfo(c.dtype).tiny)).square()
+        return (promised.nan_to_num(0, posinf=0) - noise).clamp(min=0) * length
 
     def verdict(self) -> tuple[Tensor, list[str]]:
         """Whether each curve converged, and if not, why."""

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from oddity.geometry.manifold import Manifold
+from oddity.numerics.ambient import door
 
 __all__ = ["riemann", "scalar_curvature", "sectional_curvature"]
 
 
+@door
 def riemann(M: Manifold, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """R(u, v, v, u), positive on spheres: ``(*, d)`` three times ``-> (*,)``; NaN where the metric is singular.
 
@@ -47,6 +49,7 @@ def _riemann(M: Manifold, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
     return M._curving(z, u, v).curvature()
 
 
+@door
 def sectional_curvature(M: Manifold, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """Sectional curvature R(u, v, v, u) / (|u|^2 |v|^2 - <u, v>^2) of the plane that u and v span.
 
@@ -97,6 +100,7 @@ def _unit(v: Tensor, Av: Tensor) -> tuple[Tensor, Tensor]:
     return v / norm, Av / norm
 
 
+@door
 def scalar_curvature(M: Manifold, z: Tensor) -> Tensor:
     """Scalar curvature, the sum of the sectional curvatures over all ordered pairs of an orthonormal basis.
 

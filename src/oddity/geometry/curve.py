@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from oddity.numerics.ambient import doors
 from oddity.numerics.chain import chain_velocity, interpolate_chain, node_slopes
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class ConvergenceWarning(UserWarning):
     """
 
 
+@doors
 @dataclass(frozen=True, eq=False, repr=False)
 class Geodesic:
     """Geodesics of a batch of end points, each with its own certificate.

@@ -28,6 +28,7 @@ from oddity._files import check_readable, held, reserve
 from oddity.geometry.connect import ChainSolver
 from oddity.geometry.manifold import Manifold, in_chart
 from oddity.geometry.roadmap import Roadmap
+from oddity.numerics.ambient import door, doors
 from oddity.numerics.graph import components, distances_from, knn_edges
 
 __all__ = ["Distances", "neighbour_graph", "pairwise_distances"]
@@ -48,6 +49,7 @@ _SURELY = 0.95  # quantile of the graph's errors that a search for the nearest a
 _FORMULA_BLOCK = 128  # times as many pairs in a block where geodesics have a formula
 
 
+@doors
 @dataclass(frozen=True, eq=False, repr=False)
 class Distances:
     """A matrix of distances, and how far to believe it.
@@ -126,6 +128,7 @@ class Distances:
         return f"Distances({n} x {m}, {self.solved} of {self.pairs} pairs solved, {len(self.failed)} failed{rest})"
 
 
+@door
 def pairwise_distances(
     M: Manifold,
     z: Tensor,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from oddity.geometry.manifold import Manifold, Sum
 from oddity.geometry.pullback import StochasticDecoder, expected_metric
+from oddity.numerics.ambient import door
 from oddity.numerics.autodiff import Differential
 
 __all__ = ["ensemble_metric", "independent_members_energy"]
@@ -16,6 +17,7 @@ __all__ = ["ensemble_metric", "independent_members_energy"]
 Member = Manifold | StochasticDecoder | Callable[[Tensor], Tensor]
 
 
+@door
 def ensemble_metric(decoders: Sequence[Member] | torch.nn.ModuleList) -> Manifold:
     """Mean of the metrics of several decoders of one latent space: the expected metric of a member drawn at random.
 
@@ -65,6 +67,7 @@ def _metric(member: Member) -> Manifold:
     return member if isinstance(member, Manifold) else expected_metric(member)
 
 
+@door
 def independent_members_energy(decoders: Sequence[Member] | torch.nn.ModuleList, c: Tensor) -> Tensor:
     """Energy n/2 sum E|f_a(c_i+1) - f_b(c_i)|^2 of chains, with two members a and b drawn anew for every segment.
 

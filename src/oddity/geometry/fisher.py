@@ -14,6 +14,7 @@ from oddity.geometry.families import Family, family_of
 from oddity.geometry.manifold import _POINTS_AT_A_TIME, Curving, Manifold
 from oddity.geometry.pullback import Pullback, StochasticDecoder
 from oddity.geometry.spaces import TensorField
+from oddity.numerics.ambient import door
 from oddity.numerics.autodiff import Differential
 from oddity.numerics.chain import ChainModel
 from oddity.numerics.likelihood import Likelihood, parameters, refuse_invalid, rows
@@ -24,6 +25,7 @@ __all__ = ["FisherMetric", "fisher_metric"]
 Decoder = Callable[..., Any] | StochasticDecoder
 
 
+@door
 def fisher_metric(decoder: Decoder, **given: Any) -> Manifold:
     """Fisher-Rao metric of a decoder's likelihood: how fast p(x | z) changes as z moves.
 
@@ -84,6 +86,7 @@ class FisherMetric(Manifold, rows=False):
         self._likelihood = Likelihood(decoder, given)
         self._likelihood.refuse()
         self._parameters = Differential(self._likelihood.of(_parameters))
+        self._parameters.look()
         self._found: Manifold | None = None
 
     def at(self, z: Tensor) -> Manifold:
@@ -192,7 +195,8 @@ class FisherMetric(Manifold, rows=False):
         return self.at(z)._sketch(z, whiten, tolerance)
 
     def __repr__(self) -> str:
-        return f"fisher_metric({self._likelihood.name})"
+        read = f", read as {self._likelihood.form}" if self._likelihood.form else ""
+        return f"fisher_metric({self._likelihood.name}{read})"
 
 
 def _parameters(law: Distribution) -> Tensor:

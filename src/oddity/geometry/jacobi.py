@@ -11,6 +11,7 @@ from torch import Tensor
 from oddity.geometry.curvature import _riemann
 from oddity.geometry.curve import nested
 from oddity.geometry.manifold import Manifold, in_chart
+from oddity.numerics.ambient import door, doors
 
 __all__ = ["Spread", "exponential_spread"]
 
@@ -19,6 +20,7 @@ _STEEP = 3.0  # curvature times the squared step, beyond which Numerov's method 
 _FOLDS = 2, 4, 8, 16  # finer grids
 
 
+@doors
 @dataclass(frozen=True, eq=False, repr=False)
 class Spread:
     """Geodesics t -> exp_z(t v), and how far their neighbours spread, at t = 0, 1/n, ..., 1.
@@ -53,6 +55,7 @@ class Spread:
         return f"Spread({self.converged.numel()} geodesics, {int(self.converged.sum())} converged)"
 
 
+@door
 def exponential_spread(M: Manifold, z: Tensor, v: Tensor, steps: int = 32, *, tolerance: float | None = None) -> Spread:
     """Determinant of the exponential map's differential along the geodesics that leave z with velocity v.
 

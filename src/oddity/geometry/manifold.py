@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from oddity.geometry.contract import METHODS, asked_by_rows
-from oddity.numerics.autodiff import Differential, gradient
+from oddity.numerics.ambient import doors, is_vectorised
+from oddity.numerics.autodiff import Differential, gradient, refuse_followed
 from oddity.numerics.chain import ChainModel, model_from_blocks
 from oddity.numerics.descent import Program
 from oddity.numerics.layered import LayeredProgram, squares_in_layers
@@ -35,6 +36,7 @@ __all__ = ["Curving", "Manifold", "Scaled", "Sum", "in_chart"]
 _POINTS_AT_A_TIME = 264  # frames of so many points stay in a processor's cache
 
 
+@doors
 class Manifold(abc.ABC):
     """A Riemannian manifold in one chart R^d.
 
@@ -101,6 +103,7 @@ class Manifold(abc.ABC):
             owner = next(kind for kind in cls.__mro__ if name in vars(kind))
             if owner is cls or not issubclass(owner, Manifold):  # of its own, or from a class beside
                 setattr(cls, name, asked_by_rows(name, vars(owner)[name]))
+        doors(cls)
 
     # -- must be said ------------------------------------------------------------------------------------------
 
@@ -246,6 +249,10 @@ class Manifold(abc.ABC):
             raise ValueError(f"{name} is a {type(z).__name__}; give a tensor, e.g. torch.as_tensor({name})")
         if z.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"{name} has dtype {z.dtype}; give float32 or float64 coordinates, e.g. {name}.float()")
+        if is_vectorised(z):
+            raise ValueError(
+                f"{name} is inside torch.func.vmap, where no value can be checked; give the whole batch, points (*, d)"
+            )
         if z.ndim == 0:
             raise ValueError(f"{name} is a single number; points have shape (*, d)")
         if self.dim is not None and z.shape[-1] != self.dim:
@@ -589,6 +596,7 @@ class Manifold(abc.ABC):
         """
         from oddity.geometry.connect import connect
 
+        refuse_followed("geodesic", a=a, b=b)
         return connect(self, a, b, init=init, solver=solver)
 
     def dist(self, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSolver | None = None) -> Tensor:
@@ -644,7 +652,10 @@ class Manifold(abc.ABC):
         """
         from oddity.geometry.maps import shoot
 
-        return shoot(self, z, v, t, tolerance=tolerance, max_steps=max_steps)
+        refuse_followed("shoot", z=z, v=v)
+        path = shoot(self, z, v, t, tolerance=tolerance, max_steps=max_steps)
+        refuse_followed("shoot", v=path.points)  # by way of the decoder, too
+        return path
 
     def exp(self, z: Tensor, v: Tensor) -> Tensor:
         """End of the geodesic that leaves z with velocity v, at t = 1: ``(*, d), (*, d) -> (*, d)``.
@@ -684,6 +695,7 @@ class Manifold(abc.ABC):
         """
         from oddity.geometry.maps import log
 
+        refuse_followed("log", a=a, b=b)
         return log(self, a, b, init=init, solver=solver)
 
     # -- algebra --------------------------------------------------------------------------------------------------

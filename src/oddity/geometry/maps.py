@@ -12,11 +12,13 @@ from torch import Tensor
 from oddity.geometry.connect import ChainSolver, Init, admit_pair, depart
 from oddity.geometry.curve import ConvergenceWarning, Geodesic, nested
 from oddity.geometry.manifold import Manifold
+from oddity.numerics.ambient import door, doors
 from oddity.numerics.ode import integrate
 
 __all__ = ["Trajectory", "dist", "exp", "log", "shoot"]
 
 
+@doors
 @dataclass(frozen=True, eq=False, repr=False)
 class Trajectory:
     """Geodesics by their start and velocity, each with its own certificate.
@@ -61,6 +63,7 @@ class Trajectory:
         return f"Trajectory({self.converged.numel()} items, {int(self.converged.sum())} converged)"
 
 
+@door
 def shoot(
     M: Manifold,
     z: Tensor,
@@ -153,12 +156,14 @@ def _speed_change(M: Manifold, z: Tensor, v: Tensor, z_end: Tensor, v_end: Tenso
     return torch.where(before == after, 0.0, (after / before - 1).abs())
 
 
+@door
 def exp(M: Manifold, z: Tensor, v: Tensor) -> Tensor:
     """End of the geodesic that leaves z with velocity v; see :meth:`oddity.Manifold.exp`."""
     path = M.shoot(z, v)
     return _without_gradient(torch.where(path.converged[..., None], path.points, torch.nan), "exp", M, z, v)
 
 
+@door
 def log(M: Manifold, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSolver | None = None) -> Tensor:
     """Initial velocity of the geodesic from a to b: ``(*, d), (*, d) -> (*, d)``, NaN where it did not converge.
 
@@ -181,6 +186,7 @@ def log(M: Manifold, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSo
     return _without_gradient(v, "log", M, a, b)
 
 
+@door
 def dist(M: Manifold, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSolver | None = None) -> Tensor:
     """Geodesic distance with its gradient by the envelope theorem; see :meth:`oddity.Manifold.dist`."""
     if not _asks_for_gradient(M, a, b):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from oddity.geometry.manifold import Curving, Manifold
+from oddity.numerics.ambient import door
 from oddity.numerics.autodiff import Differential
 from oddity.numerics.chain import (
     ChainModel,
@@ -71,6 +72,7 @@ class Pullback(Manifold, rows=False):
         expansion: Callable[[Tensor], Expansion] | None = None,
     ) -> None:
         self.differential = Differential(f, expansion=expansion)
+        self.differential.look()
         self.ambient = ambient
         self._is_sketch = False
 
@@ -240,8 +242,9 @@ class Pullback(Manifold, rows=False):
         self.differential.check(z)
 
     def __repr__(self) -> str:
-        inside = self.differential.name + ("" if self.ambient is None else f", {self.ambient}")
-        return f"Pullback({inside})"
+        form = self.differential.form
+        read = f", read as {form}" if form else ""
+        return f"Pullback({self.differential.name}{read}{'' if self.ambient is None else f', {self.ambient}'})"
 
 
 def _flat_slope(pulling: Callable[[Tensor], PulledValue], c: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
@@ -280,6 +283,7 @@ class StochasticDecoder(Protocol):
 Decoder = StochasticDecoder | Callable[..., Any]
 
 
+@door
 def expected_metric(decoder: Decoder, **given: Any) -> Manifold:
     """Expected metric of a decoder, J_mu'J_mu + J_sigma'J_sigma.
 

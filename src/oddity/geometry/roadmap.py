@@ -12,6 +12,7 @@ from torch import Tensor
 
 from oddity.geometry.manifold import Manifold
 from oddity.geometry.tabulated import Tabulated
+from oddity.numerics.ambient import doors
 from oddity.numerics.graph import Routes, bridge, knn_edges, shortest_paths
 
 __all__ = ["Roadmap", "among", "resampled"]
@@ -23,6 +24,7 @@ _TRUE = 0.05  # up to this share
 _LATTICE = 38  # of so many nodes in each direction, or of twice as many nodes as there are codes
 
 
+@doors
 class Roadmap:
     """The k-nearest-neighbour graph of a set of codes, its edges as long as the manifold says.
 
@@ -65,7 +67,7 @@ class Roadmap:
     Examples
     --------
     >>> import oddity
-    >>> codes = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    >>> codes = torch.randn(50, 2, generator=torch.Generator("cpu").manual_seed(0))
     >>> roads = Roadmap(oddity.Euclidean(), codes)
     >>> roads.paths(codes[:3], codes[3:6], 16).shape
     torch.Size([3, 17, 2])
@@ -100,7 +102,7 @@ class Roadmap:
         Examples
         --------
         >>> import oddity
-        >>> codes = torch.randn(4001, 2, generator=torch.Generator().manual_seed(0))
+        >>> codes = torch.randn(4001, 2, generator=torch.Generator("cpu").manual_seed(0))
         >>> len(Roadmap.thinned(oddity.Euclidean(), codes).codes)
         1334
         """
@@ -117,7 +119,7 @@ class Roadmap:
         Examples
         --------
         >>> import oddity
-        >>> codes = torch.randn(9, 2, generator=torch.Generator().manual_seed(0))
+        >>> codes = torch.randn(9, 2, generator=torch.Generator("cpu").manual_seed(0))
         >>> Roadmap.folded(Roadmap(oddity.Euclidean(2), codes).unfolded())
         Roadmap(Euclidean(2), 9 codes, 36 edges)
         """
@@ -237,9 +239,9 @@ def _positive(lengths: Tensor) -> Tensor:
 
 def among(codes: Tensor, count: int = 256) -> Tensor:
     """Points among the codes and on straight lines between them: ``(n, d) -> (2 count, d)``."""
-    generator = torch.Generator().manual_seed(0)
-    pairs = torch.randint(len(codes), (count, 2), generator=generator).to(codes.device)
-    share = torch.rand(count, 1, generator=generator).to(codes)
+    generator = torch.Generator("cpu").manual_seed(0)
+    pairs = torch.randint(len(codes), (count, 2), generator=generator, device="cpu").to(codes.device)
+    share = torch.rand(count, 1, generator=generator, dtype=torch.float32, device="cpu").to(codes)
     a, b = codes[pairs[:, 0]], codes[pairs[:, 1]]
     return torch.cat([a, a + share * (b - a)])
 

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from oddity.geometry.manifold import Manifold
+from oddity.numerics.ambient import door
 from oddity.numerics.chain import node_slopes
 
 __all__ = ["transport", "turning"]
 
 
+@door
 def transport(M: Manifold, c: Tensor, v: Tensor) -> Tensor:
     """Parallel transport of v along a chain: dv^k/dt = -Gamma^k_ij c'^i v^j.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from oddity.geometry.curve import Geodesic
 from oddity.geometry.manifold import Manifold
 from oddity.geometry.pullback import Decoder, Pullback, stochastic_parts
+from oddity.numerics.ambient import door
 
 __all__ = ["LengthUncertainty", "expected_norm", "length_uncertainty", "metric_variance", "squared_speed_variance"]
 
@@ -24,6 +25,7 @@ _ROWS = 1024  # pairs (a, b) at a time: memory stays bounded
 _NODES = torch.linspace(-6, 8, 57, dtype=torch.float64)  # log s / 2
 
 
+@door
 def metric_variance(decoder: Decoder, z: Tensor) -> Tensor:
     """Variance over eps of each entry of the metric tensor: ``(*, d) -> (*, d, d)``.
 
@@ -65,6 +67,7 @@ def metric_variance(decoder: Decoder, z: Tensor) -> Tensor:
     return M._by_rows(variance, z)
 
 
+@door
 def squared_speed_variance(decoder: Decoder, z: Tensor, v: Tensor) -> Tensor:
     """Variance over eps of the squared norm of v at z: ``(*, d), (*, d) -> (*,)``.
 
@@ -83,6 +86,7 @@ def squared_speed_variance(decoder: Decoder, z: Tensor, v: Tensor) -> Tensor:
     return M._by_rows(lambda z, v: _moments(*_matched(mean.push(z, v), std.push(z, v)))[1], *M._admit_tangents(z, v=v))
 
 
+@door
 def expected_norm(decoder: Decoder, z: Tensor, v: Tensor) -> Tensor:
     """Mean over eps of the norm of v at z, a Finsler metric: ``(*, d), (*, d) -> (*,)``.
 
@@ -116,6 +120,7 @@ class LengthUncertainty(NamedTuple):
     sd: Tensor  # (*,)   the error bar
 
 
+@door
 def length_uncertainty(decoder: Decoder, curve: Geodesic | Tensor) -> LengthUncertainty:
     """Mean and standard deviation over eps of the length of fixed curves: an error bar for each geodesic.
 

@@ -12,6 +12,7 @@ from torch import distributions as laws
 from torch.distributions import Distribution
 
 from oddity.models.rbf import k_means
+from oddity.numerics.ambient import doors
 from oddity.numerics.likelihood import Likelihood, parameters
 from oddity.numerics.networks import plain
 from oddity.numerics.spherical import VonMisesFisher
@@ -50,6 +51,7 @@ _CEILINGS: dict[type[Distribution], dict[str, _Ceiling]] = {
 }
 
 
+@doors
 class EntropyBlend(nn.Module):
     """A decoder whose law goes over to the most uncertain one of its family away from the codes.
 

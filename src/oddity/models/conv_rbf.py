@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from oddity.models.checks import check_seed, layers_of
 from oddity.models.layers import ImageShape, doubling, pyramid
 from oddity.models.rbf import DEFAULT_ZETA, RBFPrecision, placed
+from oddity.numerics.ambient import doors
 
 _SWEEPS = 3  # updates of each factor between two passes over the data
 _WARM_UP = 20  # the same at the start, towards the weights wanted there
 
 
+@doors
 class ConvRBFPrecision(RBFPrecision):
     r"""An :class:`RBFPrecision` whose weight is a stack of non-negative transposed convolutions.
 
@@ -75,11 +77,12 @@ class ConvRBFPrecision(RBFPrecision):
         self.image_shape, self.channels = image_shape, layers_of(channels, "channels", least=1)
         shapes = pyramid(image_shape, self.channels[::-1])[::-1]
         self._places = [doubling(shape) for shape in shapes[1:]]
-        generator = torch.Generator().manual_seed(int(seed))
+        generator = torch.Generator("cpu").manual_seed(int(seed))
+        place: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # the same draws whatever the defaults
         self.coarse = nn.Parameter(centres.new_ones(len(centres), *shapes[0]))
         self.filters = nn.ParameterList(
             # four weights of each map meet in a pixel: of mean one together
-            (0.5 + torch.rand(before[0], after[0], 4, 4, generator=generator)).to(centres) / (4 * before[0])
+            (0.5 + torch.rand(before[0], after[0], 4, 4, generator=generator, **place)).to(centres) / (4 * before[0])
             for before, after in pairwise(shapes)
         )
         self.register_buffer("largest", centres.new_full((), math.inf))

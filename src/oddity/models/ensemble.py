@@ -34,12 +34,14 @@ from oddity.models.training import (
     _together,
 )
 from oddity.models.vae import DEFAULT_MIN_STD, VAE, Architecture
+from oddity.numerics.ambient import door, doors
 
 __all__ = ["Ensemble", "fit_ensemble", "load_ensemble", "save_ensemble"]
 
 ENSEMBLE_FILE = "ensemble.json"
 
 
+@doors
 class Ensemble(nn.ModuleList):
     """The mean networks of several decoders of one latent space, each a map ``(*, d) -> (*, D)``.
 
@@ -83,6 +85,8 @@ class Ensemble(nn.ModuleList):
         return super().__getitem__(index)
 
 
+@door
+@torch.enable_grad()
 def fit_ensemble(
     model: VAE | Tensor | npt.ArrayLike,
     X: Tensor | npt.ArrayLike,
@@ -171,6 +175,7 @@ def fit_ensemble(
     return Ensemble(plan, members).to(X.device if isinstance(X, Tensor) else "cpu").eval().requires_grad_(False)
 
 
+@door
 def save_ensemble(path: str | os.PathLike[str], ensemble: Ensemble, *, info: Mapping[str, Any] | None = None) -> Path:
     """Write an ensemble to a folder, as :func:`~oddity.save_model` does a model.
 
@@ -217,6 +222,7 @@ def save_ensemble(path: str | os.PathLike[str], ensemble: Ensemble, *, info: Map
     return Path(path)
 
 
+@door
 def load_ensemble(path: str | os.PathLike[str]) -> Ensemble:
     """Read an ensemble written by :func:`save_ensemble`, bit for bit: in evaluation mode, frozen, on the CPU.
 

@@ -18,6 +18,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from oddity.models.checks import check_positive, check_seed, check_whole
+from oddity.numerics.ambient import doors
 from oddity.numerics.expansion import ClosedForm, Expansion, PulledValue, along, gram, scaled
 from oddity.numerics.stages import Stage, largest_exponent
 
@@ -167,7 +168,7 @@ def k_means(z: Tensor, n_centres: int, *, seed: int = 0) -> tuple[Tensor, Tensor
     n_centres = min(n_centres, len(np.unique(rows, axis=0)))
     found = KMeans(n_centres, n_init=4, random_state=seed).fit(rows)
     labels = torch.as_tensor(found.labels_, dtype=torch.long, device=z.device)
-    return torch.as_tensor(found.cluster_centers_).to(z), labels
+    return torch.from_numpy(found.cluster_centers_).to(z), labels
 
 
 def placed(z: Tensor, n_centres: int, a: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -176,6 +177,7 @@ def placed(z: Tensor, n_centres: int, a: float, seed: int) -> tuple[Tensor, Tens
     return centres, bandwidths(z, centres, labels, a)
 
 
+@doors
 class RBFPrecision(nn.Module):
     r"""A standard deviation whose inverse square is a positive sum of Gaussian bumps.
 
@@ -562,7 +564,7 @@ class _StdForm:
 
 
 def _full_zeta(zeta: float | Tensor, out_features: int) -> Tensor:
-    full = torch.as_tensor(zeta, dtype=torch.float64)
+    full = zeta.double() if isinstance(zeta, Tensor) else torch.as_tensor(zeta, dtype=torch.float64, device="cpu")
     if full.shape not in [(), (out_features,)]:
         raise ValueError(f"zeta of shape {tuple(full.shape)}: pass a number, or one for each of {out_features} outputs")
     if len(bad := full[~((full > 0) & full.isfinite())].flatten()):

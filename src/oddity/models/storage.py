@@ -19,6 +19,7 @@ from oddity._files import check_readable, held
 from oddity._version import __version__
 from oddity.models.rbf import RBFPrecision
 from oddity.models.vae import VAE, Architecture
+from oddity.numerics.ambient import door
 
 #: The layout's version; a reader refuses any other.
 FORMAT = 1
@@ -58,6 +59,7 @@ class SavedModel:
     info: dict[str, Any] = field(default_factory=dict)
 
 
+@door
 def save_model(
     path: str | os.PathLike[str],
     vae: VAE,
@@ -119,6 +121,7 @@ def save_model(
     return Path(path)
 
 
+@door
 def load_model(path: str | os.PathLike[str]) -> SavedModel:
     """Read a model written by :func:`save_model`, bit for bit.
 

@@ -38,6 +38,7 @@ from oddity.models.vae import (
     normal,
     prior_divergence,
 )
+from oddity.numerics.ambient import door
 
 #: ``progress(stage, epoch, epochs, value)``, called after every epoch (counted from 1).
 Progress = Callable[[str, int, int, float], None]
@@ -55,6 +56,8 @@ _BLOCK = 1 << 22  # numbers in one block of residuals: 16 MB in float32
 _SCALE_MAPS = 16  # maps of each of the precision's transposed convolutions
 
 
+@door
+@torch.enable_grad()
 def fit_vae(
     X: Tensor | npt.ArrayLike,
     *,
@@ -209,12 +212,14 @@ def fit_vae(
         if state is None or state.stage == "mean":
             _fit_mean(run, settings, keeper, vae, state)
             if _is_flat(run, vae) and run.fabric.is_global_zero:
-                warnings.warn(_FLAT, RuntimeWarning, stacklevel=2)
+                warnings.warn(_FLAT, RuntimeWarning, stacklevel=3)
             _place_centres(run, settings, vae)
         _fit_precision(run, settings, keeper, vae, state)
     return _finished(vae, X)
 
 
+@door
+@torch.enable_grad()
 def fit_sigma_network(
     vae: VAE,
     X: Tensor | npt.ArrayLike,
@@ -525,12 +530,14 @@ class _Descent:
         """Yield row numbers and noise, in shares of equal size for the processes."""
         schedule, rank, world = self._schedule, self._run.fabric.global_rank, self._run.fabric.world_size
         n = len(self._run.rows)
-        order = torch.randperm(n, generator=_generator(schedule.seed, self._stage, epoch, 0))
+        order = torch.randperm(n, generator=_generator(schedule.seed, self._stage, epoch, 0), device="cpu")
         share = order[rank::world][: n // world]
         noise = torch.randn(
             len(share),
             self._loss.latent_dim,
             generator=_generator(schedule.seed, self._stage, epoch, 1 + rank),
+            dtype=torch.float32,
+            device="cpu",
         )
         for first in range(0, len(share), schedule.batch_size):
             batch = slice(first, first + schedule.batch_size)
@@ -587,7 +594,7 @@ class _Spread:
     """The sum of squares of rows about their mean, block after block."""
 
     def __init__(self) -> None:
-        self.count, self.sum, self.squares = 0, torch.zeros(()), 0.0
+        self.count, self.sum, self.squares = 0, torch.zeros((), device="cpu"), 0.0
 
     def add(self, rows: Tensor) -> None:
         self.count += len(rows)

@@ -11,9 +11,10 @@ from torch import Tensor
 from oddity.models.checks import check_positive, check_seed, check_whole
 from oddity.models.rbf import DEFAULT_ZETA, RBFPrecision, WeightLikelihood
 from oddity.models.vae import DEFAULT_MIN_STD
+from oddity.numerics.ambient import door, doors
 from oddity.numerics.autodiff import Differential
 from oddity.numerics.expansion import ClosedForm, Expansion
-from oddity.numerics.networks import name_of, parts_of
+from oddity.numerics.networks import name_of, parts_of, standing_for
 
 __all__ = ["UncertainDecoder", "add_uncertainty"]
 
@@ -21,6 +22,7 @@ _BLOCK = 1 << 22  # numbers in one block of residuals: 16 MB in float32
 _WITNESSES = 1000  # codes at which standard deviations are compared
 
 
+@doors
 class UncertainDecoder:
     """A decoder beside a standard deviation of its own: what :func:`add_uncertainty` returns.
 
@@ -56,7 +58,8 @@ class UncertainDecoder:
         std_off_data: float,
         explained: float,
     ) -> None:
-        self.mean, self.std, self.scale, self.expand_mean = mean, scale.std, scale, expand_mean
+        self.mean = standing_for(mean, door(lambda z: mean(z)))
+        self.std, self.scale, self.expand_mean = scale.std, scale, expand_mean
         self.std_on_data, self.std_off_data, self.explained = std_on_data, std_off_data, explained
         self.largest_std = float(scale.zeta.rsqrt().mean())
 
@@ -76,6 +79,7 @@ class UncertainDecoder:
         )
 
 
+@door
 def add_uncertainty(
     decoder: Any,
     z: Tensor,
@@ -175,7 +179,7 @@ def _admitted(f: Differential, z: Tensor, x: Any) -> tuple[Tensor, Tensor]:
     """Codes (n, d) and data (n, D) that fit each other and the decoder."""
     if not isinstance(z, Tensor) or z.ndim != 2 or len(z) < 2 or z.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"z is {_shape(z)}; give codes (n, d), n >= 2, as a tensor of float32 or float64")
-    z, rows = z.detach(), torch.as_tensor(x).detach().to(z)
+    z, rows = z.detach(), (x if isinstance(x, Tensor) else torch.as_tensor(x, device="cpu")).detach().to(z)
     if rows.ndim < 2 or len(rows) != len(z):
         raise ValueError(f"x is {_shape(rows)} for {len(z)} codes; give data (n, ...), one row for each code")
     rows = rows.flatten(1)

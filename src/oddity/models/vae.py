@@ -16,6 +16,7 @@ from oddity.models.checks import check_choice, check_not_negative, check_seed, c
 from oddity.models.conv_rbf import ConvRBFPrecision
 from oddity.models.layers import MLP, ConvDecoder, ConvEncoder, Encoder, ImageShape, Output
 from oddity.models.rbf import RBFPrecision
+from oddity.numerics.ambient import doors
 from oddity.numerics.expansion import Expansion, layered_expansion
 
 Scale = Literal["constant", "rbf", "network"]
@@ -27,6 +28,7 @@ DEFAULT_MIN_STD = 1e-2
 _BLOCK = 1 << 22  # numbers in one block of a likelihood over prior draws: 32 MB in float64
 
 
+@doors
 class ConstantScale(nn.Module):
     """One learned standard deviation, the same for every output and every code.
 
@@ -67,6 +69,7 @@ class ConstantScale(nn.Module):
         return self.std(z)
 
 
+@doors
 class SigmaNetwork(nn.Module):
     """An ordinary network for the standard deviation, ``softplus(net(z)) + min_std``: the baseline.
 
@@ -108,6 +111,7 @@ class SigmaNetwork(nn.Module):
         return self.std(z)
 
 
+@doors
 class GaussianDecoder(nn.Module):
     """The likelihood ``p(x | z) = N(mean(z), diag(std(z)^2))``.
 
@@ -161,6 +165,7 @@ class GaussianDecoder(nn.Module):
         return self.mean(z), self.std(z)
 
 
+@doors
 class VAE(nn.Module):
     """A variational autoencoder: an :class:`Encoder`, a :class:`GaussianDecoder` and the prior N(0, I).
 
@@ -363,6 +368,7 @@ class VAE(nn.Module):
         return x
 
 
+@doors
 @dataclass(frozen=True)
 class Architecture:
     """The description from which a :class:`VAE` can be built again: what is stored beside its weights.

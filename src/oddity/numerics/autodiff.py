@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeGuard
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,31 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from oddity.numerics.ambient import alone, is_transformed
 from oddity.numerics.expansion import ClosedForm, Expansion, PulledValue, Pulling, layered_expansion, pull
-from oddity.numerics.networks import eager, module_behind, name_of, refuse, standing_for
+from oddity.numerics.networks import (
+    behind,
+    eager,
+    evaluation,
+    form_of,
+    module_behind,
+    name_of,
+    refuse,
+    standing_for,
+    untouched,
+)
 from oddity.numerics.stages import Layered, Stage
 
-__all__ = ["BEND_MODES", "MODES", "SECOND_MODES", "Differential", "gradient", "has_tangent"]
+__all__ = [
+    "BEND_MODES",
+    "MODES",
+    "SECOND_MODES",
+    "Differential",
+    "gradient",
+    "has_tangent",
+    "refuse_followed",
+    "usable",
+]
 
 _CLOSED = "closed form"
 _FEW_DIMENSIONS = 4
@@ -41,6 +61,16 @@ Rule = Callable[[Function, Tensor, Tensor], tuple[Tensor, Tensor]]
 def has_tangent(x: Tensor) -> bool:
     """Whether a forward derivative rides on x, which NumPy would drop without a word."""
     return forward_ad.unpack_dual(x).tangent is not None
+
+
+def refuse_followed(method: str, **points: Tensor) -> None:
+    """Refuse points whose derivatives a solver would lose without a word: those of forward mode and ``torch.func``."""
+    for name, x in points.items():
+        if isinstance(x, Tensor) and (is_transformed(x) or has_tangent(x)):
+            raise ValueError(
+                f"{name} is followed by torch.func or forward-mode derivatives, which {method} does not know; dist has "
+                f"derivatives by {name}.requires_grad_() and backward(), metric and other methods at a point have these"
+            )
 
 
 def _vectorised_jvp(f: Function, z: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,26 +133,30 @@ def _triple_backward(f: Function, z: Tensor, directions: Tensor) -> tuple[Tensor
     return (value if keep else value.detach()), second
 
 
-def _plain() -> AbstractContextManager[None]:
+def _plain() -> AbstractContextManager[Any]:
     return nullcontext()
 
 
 @contextmanager
 def _math_attention() -> Iterator[None]:
     """Attention by plain products; the fused layers of evaluation mode stand aside too."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+    with alone():  # the switches are those of the whole process
+        fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
 
 
-MODES: dict[str, tuple[Rule, Callable[[], AbstractContextManager[None]]]] = {
-    "jvp": (_vectorised_jvp, _plain),
+Modes: TypeAlias = dict[str, tuple[Rule, Callable[[], AbstractContextManager[Any]]]]
+
+# PyTorch counts the levels of forward derivatives for all threads together: one thread at a time
+MODES: Modes = {
+    "jvp": (_vectorised_jvp, alone),
     "jvp with math attention": (_vectorised_jvp, _math_attention),
-    "one jvp each": (_one_jvp_each, _plain),
+    "one jvp each": (_one_jvp_each, alone),
     "one jvp each with math attention": (_one_jvp_each, _math_attention),
     "double backward": (_double_backward, _plain),
     "double backward with math attention": (_double_backward, _math_attention),
@@ -130,8 +164,8 @@ MODES: dict[str, tuple[Rule, Callable[[], AbstractContextManager[None]]]] = {
 }
 """Derivative modes, fastest first. All give the same derivative; they differ in what they can enter."""
 
-SECOND_MODES: dict[str, tuple[Rule, Callable[[], AbstractContextManager[None]]]] = {
-    "nested jvp": (_nested_jvp, _plain),
+SECOND_MODES: Modes = {
+    "nested jvp": (_nested_jvp, alone),
     "nested jvp with math attention": (_nested_jvp, _math_attention),
     "triple backward": (_triple_backward, _plain),
     "triple backward with math attention": (_triple_backward, _math_attention),
@@ -166,8 +200,8 @@ def _no_bend(f: Function, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:  # noq
     return torch.zeros_like(z), z.new_zeros(*z.shape, z.shape[-1])
 
 
-BEND_MODES: dict[str, tuple[Rule, Callable[[], AbstractContextManager[None]]]] = {
-    "jvp of gradient": (_jvp_of_gradient, _plain),
+BEND_MODES: Modes = {
+    "jvp of gradient": (_jvp_of_gradient, alone),
     "jvp of gradient with math attention": (_jvp_of_gradient, _math_attention),
     "gradient of gradient": (_gradient_of_gradient, _plain),
     "gradient of gradient with math attention": (_gradient_of_gradient, _math_attention),
@@ -236,11 +270,13 @@ class Differential:
             raise ValueError(f"expected a function of a tensor, got {type(f).__name__}; pass e.g. decoder.mean")
         if mode is not None and mode not in MODES:
             raise ValueError(f"unknown derivative mode {mode!r}; choose one of {', '.join(MODES)}")
-        refuse(f)
         f = eager(f)
         self._module = module_behind(f)
+        whole = [] if self._module is None else [self._module]
+        refuse(*whole)
+        self._given = f
         if _is_half(self._module):
-            expansion, f = None, _widened(f, self._module)
+            expansion, f = None, _lent(f, whole)
         elif expansion is None and mode is None and isinstance(f, nn.Module):
             expansion = layered_expansion(f)
         self._f, self._expansion = f, expansion
@@ -248,12 +284,20 @@ class Differential:
         self.bend_mode: str | None = None
         self.second_mode: str | None = None
         self._known: set[tuple[int, torch.dtype, torch.device]] = set()
+        self._networks: list[nn.Module] = whole
+        self._parts: list[nn.Module] = []
+        self._modes: list[bool] | None = None
         self.outputs = 0
 
     @property
     def name(self) -> str:
         """A short name of the function for messages."""
         return name_of(self._f)
+
+    @property
+    def form(self) -> str:
+        """How the function's outputs are read, where that is a guess: see :func:`~oddity.numerics.networks.form_of`."""
+        return form_of(self._f)
 
     @property
     def function(self) -> Function:
@@ -266,18 +310,39 @@ class Differential:
         return self._expansion if isinstance(self._expansion, ClosedForm) else None
 
     def check(self, z: Tensor) -> None:
-        """Refuse, with a remedy, points that the function cannot map. Cheap after the first call."""
-        if self._module is not None and self._module.training:
-            refuse(self._f)
+        """Refuse, with a remedy, points that the function cannot map. Cheap after the first call.
+
+        A network that has been put into another mode since is looked at, and tried, anew.
+        """
         signature = (z.shape[-1], z.dtype, z.device)
-        if signature in self._known:
+        if signature in self._known and self._modes == [part.training for part in self._parts]:
             return
-        refuse(self._f)
-        self._check_weights(z)
-        rows = z.reshape(-1, z.shape[-1])[:2].detach()
-        if len(rows):
-            self._check_function(rows)
-        self._known.add(signature)
+        with alone():
+            self.look()
+            self._check_weights(z)
+            rows = z.reshape(-1, z.shape[-1])[:2].detach()
+            if len(rows):
+                with untouched(self._networks, z.device):
+                    self._check_function(rows)
+            modes = [part.training for part in self._parts]
+            if modes != self._modes:
+                self._known.clear()
+            self._modes = modes
+            self._known.add(signature)
+
+    def look(self) -> None:
+        """Find the networks that the function leads to, and refuse those that cannot be differentiated as they are."""
+        self._networks, tensors = behind(self._given)
+        self._parts = [part for module in self._networks for part in module.modules()]
+        refuse(*self._networks)
+        if any(x.is_inference() for x in tensors):
+            raise ValueError(
+                f"{self.name} holds a tensor made in inference mode, which autograd refuses; give it a clone made "
+                "outside, x = x.clone()"
+            )
+        if self._given is self._f and _is_foreign(self._networks):
+            self._f, self._expansion = _lent(self._given, self._networks), None
+            self.mode = None if self.mode == _CLOSED else self.mode
 
     def _check_weights(self, z: Tensor) -> None:
         weights = next((p for p in self._module.parameters() if p.is_floating_point()), None) if self._module else None
@@ -337,11 +402,11 @@ class Differential:
         if _near(self._tried(rows), value):
             raise ValueError(
                 f"{self.name} maps a point to other values in other company, as batch statistics do; it must map each "
-                "row by itself: call .eval() on its model first"
+                f"row by itself: {evaluation(*self._networks)}"
             )
         raise ValueError(
-            f"{self.name} is random: the same points, other values. Call .eval() on its model first, which ends "
-            "dropout, and give its mean in place of samples"
+            f"{self.name} is random: the same points, other values; to end dropout, {evaluation(*self._networks)}, and "
+            "give its mean in place of samples"
         )
 
     def _check_derivative(self, rows: Tensor, value: Tensor) -> None:
@@ -399,7 +464,13 @@ class Differential:
         return 1 << max(0, size.bit_length() - 1)  # even chunks of a batch padded to 16
 
     def _flat(self, z: Tensor) -> Tensor:
-        return self._f(z).flatten(1)
+        with alone() if self._turns_switches else nullcontext():
+            return self._f(z).flatten(1)
+
+    @property
+    def _turns_switches(self) -> bool:
+        """Whether its derivatives turn a switch that its values must not see turned by another thread."""
+        return any("attention" in (mode or "") for mode in (self.mode, self.bend_mode, self.second_mode))
 
     def push(self, z: Tensor, v: Tensor) -> Tensor:
         """Directional derivative J(z) v: ``(*, d), (*, d) -> (*, D)``; leading shapes broadcast."""
@@ -551,9 +622,7 @@ class Differential:
             self.mode = self._first_working(MODES, _twice(z), torch.ones_like(_twice(z)).repeat(2, 1, 1))
         return self.mode
 
-    def _first_working(
-        self, modes: dict[str, tuple[Rule, Callable[[], AbstractContextManager[None]]]], z: Tensor, directions: Tensor
-    ) -> str:
+    def _first_working(self, modes: Modes, z: Tensor, directions: Tensor) -> str:
         """Try the modes on one point. Which errors a network raises is not documented: any is a no.
 
         A mode that works only by a slow detour of torch, as its warning says, stands back behind the others.
@@ -561,7 +630,7 @@ class Differential:
         last, detour = "", ""
         for mode, (rule, context) in modes.items():
             try:
-                with context(), torch.no_grad(), warnings.catch_warnings(record=True) as said:
+                with alone(), context(), torch.no_grad(), warnings.catch_warnings(record=True) as said:
                     warnings.simplefilter("always")
                     rule(self._flat, z.contiguous(), directions.contiguous())
             except (RuntimeError, NotImplementedError, AttributeError) as error:
@@ -584,32 +653,51 @@ def _is_half(module: nn.Module | None) -> TypeGuard[nn.Module]:
     return module is not None and any(p.dtype in _HALF for p in module.parameters())
 
 
-class _Holder(nn.Module):
-    """A function beside the module whose weights it uses."""
+def _is_foreign(modules: Sequence[nn.Module]) -> bool:
+    """Whether weights were made in inference mode, so that autograd refuses them."""
+    return any(w.is_inference() for module in modules for w in (*module.parameters(), *module.buffers()))
 
-    def __init__(self, f: Function, module: nn.Module) -> None:
+
+class _Loan(nn.Module):
+    """A function beside the modules whose weights it uses, called with others lent to it.
+
+    Half-precision weights are lent in the dtype of the points: as they are the chords of neighbouring points would be
+    mostly rounding, and no curve stationary. Weights made in inference mode are cloned. The modules hold what is lent
+    for the time of a call, so that only one thread can make it.
+    """
+
+    def __init__(self, f: Function, modules: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.module = module
+        self.modules_lent_to = nn.ModuleList(modules)
         self.call = (f,)  # in a tuple it is no part of its own
 
     def forward(self, z: Tensor) -> Any:
         return self.call[0](z)
 
-
-def _widened(f: Function, module: nn.Module) -> Function:
-    """The same function, its module's half-precision weights taken in the dtype of the points.
-
-    In half precision the chords of neighbouring points would be mostly rounding, and no curve stationary.
-    """
-    holder = _Holder(f, module)
-
-    def wide(z: Tensor) -> Any:
-        weights = {**dict(holder.named_parameters()), **dict(holder.named_buffers())}
-        value = functional_call(holder, {name: w.to(z.dtype) for name, w in weights.items() if w.dtype in _HALF}, (z,))
+    def lend(self, z: Tensor) -> Any:
+        weights = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        lent = {name: _fit(w, z.dtype) for name, w in weights.items() if w.dtype in _HALF or w.is_inference()}
+        with alone():
+            value = functional_call(self, lent, (z,))
         return value.to(z.dtype) if isinstance(value, Tensor) else value
 
-    widened: Function = standing_for(f, wide)
-    return widened
+
+def _fit(w: Tensor, dtype: torch.dtype) -> Tensor:
+    w = w.clone() if w.is_inference() else w
+    return w.to(dtype) if w.dtype in _HALF else w
+
+
+def usable(f: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """The same function, if it can be differentiated: weights made in inference mode are cloned at each call."""
+    modules = behind(f)[0]
+    return _lent(f, modules) if _is_foreign(modules) else f
+
+
+def _lent(f: Function, modules: Sequence[nn.Module]) -> Function:
+    """The same function, its modules' weights lent to it in a form that can be differentiated."""
+    loan = _Loan(f, modules)
+    lent: Function = standing_for(f, lambda z: loan.lend(z))
+    return lent
 
 
 def _near(a: Tensor, b: Tensor, rounding: float = 0.0) -> bool:

@@ -106,7 +106,7 @@ def program_of(stages: Sequence[Stage]) -> LayeredProgram:
         place = _FIRST * (i == 0) + _LAST * (i == len(stages) - 1)
         table.append((before, width, start, unit, ACTIVATIONS.index(stage.activation), place))
         before, start, unit = width, start + before * width, unit + width
-    return LayeredProgram(torch.cat(matrices), torch.cat(units, 1), torch.tensor(table))
+    return LayeredProgram(torch.cat(matrices), torch.cat(units, 1), torch.tensor(table, device="cpu"))
 
 
 def nothing(like: Tensor) -> LayeredProgram:

@@ -10,7 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, constraints
 
+from oddity.numerics.autodiff import usable
 from oddity.numerics.networks import (
+    form_of,
     has_parts,
     module_behind,
     name_of,
@@ -63,15 +65,19 @@ class Likelihood:
         else:
             outputs, _ = outputs_of(decoder, given or {})
             self._read, behind = outputs.read, [outputs]
-        self.name = name_of(decoder)
+        self._read, self.name = usable(self._read), name_of(decoder)
         whole = [decoder] if isinstance(decoder, nn.Module) else [module_behind(f) for f in behind]
         self.modules = list(dict.fromkeys(module for module in whole if module is not None))
         self._seen = self.modules[0] if self.modules else decoder
 
+    @property
+    def form(self) -> str:
+        """How the decoder's output is read where that is a guess, see :func:`~oddity.numerics.networks.form_of`."""
+        return form_of(self._read)
+
     def refuse(self) -> None:
         """Refuse networks in training mode or of integers, as :func:`~oddity.numerics.networks.refuse` does."""
-        for module in self.modules:
-            refuse(module)
+        refuse(*self.modules)
 
     def __call__(self, z: Tensor) -> Distribution:
         """The law at points ``(N, d)``; invalid parameters pass, see :func:`refuse_invalid`."""

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints, register_kl
 from torch.distributions.utils import lazy_property
 
+from oddity.numerics.ambient import doors
+
 __all__ = ["Moments", "VonMisesFisher", "moments"]
 
 _NODES = {torch.float32: 64, torch.float64: 160}
@@ -64,6 +66,7 @@ def moments(concentration: Tensor, p: int) -> Moments:
     return Moments(log_sum + math.log(step) + log_area, concentration * across, variance, across)
 
 
+@doors
 class VonMisesFisher(Distribution):
     """The von Mises-Fisher law on the unit sphere of R^p: density proportional to exp(concentration <loc, x>).
 

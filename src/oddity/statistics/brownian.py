@@ -17,6 +17,7 @@ from torch import Tensor
 from oddity.geometry.curve import nested
 from oddity.geometry.manifold import Manifold, in_chart
 from oddity.models.checks import check_whole
+from oddity.numerics.ambient import door, doors
 
 __all__ = ["DataSupport", "Walk", "brownian_motion", "heat_kernel_samples", "manifold_samples"]
 
@@ -35,6 +36,7 @@ _SHOTS = (1e-3, 1e-5)  # such a geodesic need not be exact; where coarse steps l
 _NEIGHBOUR = 10  # how near the default samples stay to a code: about as near as so many other codes
 
 
+@doors
 @dataclass(frozen=True, eq=False, repr=False)
 class Walk:
     """Random walks, each with its own verdict.
@@ -83,6 +85,7 @@ class Walk:
         )
 
 
+@door
 def brownian_motion(
     M: Manifold,
     z: Tensor,
@@ -167,6 +170,7 @@ def brownian_motion(
     )
 
 
+@door
 def heat_kernel_samples(
     M: Manifold,
     z: Tensor,
@@ -220,6 +224,7 @@ def heat_kernel_samples(
     return _ends(_Walkers(M, starts, steps, t / steps, True, domain, reflect), generator).reshape(starts.shape)
 
 
+@door
 def manifold_samples(
     M: Manifold,
     codes: Tensor,
@@ -285,6 +290,7 @@ def manifold_samples(
     return _ends(_Walkers(M, codes[pick], steps, t / steps, True, domain, True), generator)
 
 
+@doors
 class DataSupport:
     """The region of the data: the points at most so far from a code as nearly all codes are from the next.
 
@@ -448,7 +454,7 @@ def _ends(walkers: _Walkers, generator: torch.Generator | None) -> Tensor:
             f"{stopped} of {len(walkers.alive)} walks were stopped before their time and give their last good point; "
             f"the first: {first}",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return walkers.z
 

@@ -36,6 +36,7 @@ from oddity.geometry.connect import ChainSolver
 from oddity.geometry.distances import neighbour_graph, pairwise_distances
 from oddity.geometry.manifold import Manifold
 from oddity.models.checks import check_kind, check_whole
+from oddity.numerics.ambient import doors
 from oddity.numerics.graph import distances_from
 from oddity.statistics.legs import Legs, has_formula, legs_along
 from oddity.statistics.means import Descent, admit_codes, total, warn_of_failures
@@ -60,6 +61,7 @@ _SURELY = 0.95  # share of those errors within which two distances may have chan
 # -- the estimators ---------------------------------------------------------------------------------------------------
 
 
+@doors
 class _Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
     """What k-means and k-medoids share: the door, and what follows once the centres are known."""
 
@@ -83,8 +85,8 @@ class _Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         z = admit_codes(self, X, like=self._reach.z)
         if far := int(self._reach.far_outside(z).sum()):
             message = f"{far} of {len(z)} points lie far outside of the codes: their distances lead where no data tell"
-            warnings.warn(message, RuntimeWarning, stacklevel=3)
-        return self._reach.measure(torch.as_tensor(self.cluster_centers_).to(z), z)
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
+        return self._reach.measure(torch.from_numpy(self.cluster_centers_).to(z), z)
 
     def _inertia(self, D: Array) -> float:
         return float((D.min(1) ** self._power).sum())
@@ -116,10 +118,11 @@ class _Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         found = len(np.unique(self.labels_))
         if found < self.n_clusters:
             message = f"only {found} of {self.n_clusters} clusters have points; are there enough different points?"
-            warnings.warn(message, ConvergenceWarning, stacklevel=3)
+            warnings.warn(message, ConvergenceWarning, stacklevel=4)
         return self
 
 
+@doors
 class GeodesicKMeans(_Clusterer):
     """k-means by geodesic distance, with Frechet means for centres.
 
@@ -254,7 +257,7 @@ class GeodesicKMeans(_Clusterer):
         self.n_iter_, self.n_relocated_ = run.iterations, run.relocated
         if not run.at_rest:
             message = f"the centres are not at rest after {self.max_iter} iterations: raise max_iter or tol"
-            warnings.warn(message, ConvergenceWarning, stacklevel=2)
+            warnings.warn(message, ConvergenceWarning, stacklevel=3)
         warn_of_failures(*run.centres.failures(), "their codes do not count in the means")
         return self._end(run.centres.mu, rng)
 
@@ -270,6 +273,7 @@ class GeodesicKMeans(_Clusterer):
         return run
 
 
+@doors
 class GeodesicKMedoids(_Clusterer):
     """k-medoids by geodesic distance: the centres are codes, and the sum of distances to them is least.
 
@@ -375,7 +379,7 @@ class GeodesicKMedoids(_Clusterer):
         runs = [_swapped(D, s, self.max_iter) for s in seeds]
         medoids, self.n_iter_ = min(runs, key=lambda run: D[run[0]].min(0).sum())
         if self.n_iter_ == self.max_iter:
-            warnings.warn(f"{self.max_iter} swaps did not suffice: raise max_iter", ConvergenceWarning, stacklevel=2)
+            warnings.warn(f"{self.max_iter} swaps did not suffice: raise max_iter", ConvergenceWarning, stacklevel=3)
         self.medoid_indices_ = medoids
         return self._end(reach.z[torch.from_numpy(medoids)], rng)
 

@@ -13,6 +13,7 @@ from oddity.geometry.curve import Geodesic, nested
 from oddity.geometry.manifold import Manifold
 from oddity.geometry.roadmap import Roadmap
 from oddity.models.checks import check_whole
+from oddity.numerics.ambient import door, doors
 
 __all__ = ["Analogy", "Interpolation", "analogy", "interpolate"]
 
@@ -38,6 +39,7 @@ class Autoencoder(Protocol):
         ...
 
 
+@doors
 @dataclass(frozen=True, eq=False, repr=False)
 class Interpolation:
     """Frames decoded at equal Riemannian steps along geodesics.
@@ -111,6 +113,7 @@ class Interpolation:
         return f"Interpolation({self.codes.shape[-2]} frames along {self.geodesic})"
 
 
+@door
 def interpolate(
     vae: Autoencoder,
     M: Manifold,
@@ -168,6 +171,7 @@ def interpolate(
     return Interpolation.along(vae.decoder, M.geodesic(a, b, init=init, solver=solver), frames)
 
 
+@doors
 @dataclass(frozen=True, eq=False, repr=False)
 class Analogy:
     """Answers to "a is to b as c is to what", each with its verdict.
@@ -191,6 +195,7 @@ class Analogy:
         return f"Analogy({self.converged.numel()} items, {int(self.converged.sum())} converged)"
 
 
+@door
 def analogy(
     M: Manifold,
     a: Tensor,

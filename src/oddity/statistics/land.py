@@ -24,6 +24,7 @@ from oddity.geometry.jacobi import exponential_spread
 from oddity.geometry.manifold import Manifold
 from oddity.geometry.roadmap import Roadmap, among
 from oddity.models.checks import check_kind, check_whole
+from oddity.numerics.ambient import doors
 from oddity.statistics.clustering import GeodesicKMeans, Reach
 from oddity.statistics.legs import Legs, Taylor, covariant_hessian, has_formula, legs_along
 from oddity.statistics.means import admit_codes, warn_of_failures
@@ -65,6 +66,7 @@ _FOLDED = (
 )
 
 
+@doors
 class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
     r"""Mixture of locally adaptive normal distributions on a manifold, fitted by maximum likelihood.
 
@@ -258,7 +260,7 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
         else:
             makers = (GeodesicKMeans(self.M, K, method="graph", n_init=1, random_state=s) for s in seeds)
             centres = [maker.fit(x).cluster_centers_ for maker in makers]
-        nearest = {tuple(torch.cdist(torch.as_tensor(c).to(x), x).argmin(1).tolist()) for c in centres}
+        nearest = {tuple(torch.cdist(torch.from_numpy(c).to(x), x).argmin(1).tolist()) for c in centres}
         return [x[list(at)] for at in sorted(nearest)]
 
     def _learn(self, x: Tensor, state: _State) -> None:
@@ -272,13 +274,13 @@ class LAND(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.lower_bound_ = _mean(self._with_volume(x, state))
         if not self.converged_:
             message = f"the likelihood still rises after {self.max_iter} moves of the means: raise max_iter or tol"
-            warnings.warn(message, ConvergenceWarning, stacklevel=3)
+            warnings.warn(message, ConvergenceWarning, stacklevel=4)
         for k, size in enumerate((state.shares().sum(0)).tolist()):
             if size < 1:
                 message = f"component {k} has lost its points; fit fewer components, or begin elsewhere"
                 if state.parts[k].fan.is_empty:
                     message = f"component {k} has no points: {_FOLDED.format(state.parts[k].mean.tolist())}"
-                warnings.warn(message, ConvergenceWarning, stacklevel=3)
+                warnings.warn(message, ConvergenceWarning, stacklevel=4)
         _warn_of_rays(state.parts)
         state.sight.warn("they have no weight", state.evidence)
 
@@ -434,7 +436,7 @@ class _Fan(NamedTuple):
         s = law.scores(self.x).flatten(0, 1)
         flat, spread = (x.flatten() / x.sum() for x in self.masses(law))
         mean, flat_mean = spread @ s, flat @ flat_u
-        one, flat_second = torch.eye(len(mean)).to(mean), _second(flat, flat_u)
+        one, flat_second = torch.eye(len(mean), dtype=mean.dtype, device=mean.device), _second(flat, flat_u)
         covariance = one + _second(spread, s - mean) - flat_second
         return mean - flat_mean, covariance, one + _second(spread, u) - flat_second
 
@@ -618,7 +620,7 @@ class _Sight:
         warn_of_failures(int((self.tried & ~self.solved).sum()), int(self.tried.sum()), treatment)
         if blind := int((~evidence.isfinite()).sum()):
             message = f"no geodesic from a mean reaches {blind} of {len(evidence)} points"
-            warnings.warn(message, RuntimeWarning, stacklevel=4)
+            warnings.warn(message, RuntimeWarning, stacklevel=5)
 
 
 def _logarithm(M: Manifold, a: Tensor, t: Taylor) -> tuple[Tensor, Tensor]:
@@ -986,4 +988,4 @@ def _warn_of_rays(parts: list[_Part]) -> None:
     failed = torch.cat([part.fan.failed for part in parts])
     if bool(failed.any()):
         message = f"{int(failed.sum())} of {len(failed)} rays did not converge: they count as far as they are known"
-        warnings.warn(message, RuntimeWarning, stacklevel=4)
+        warnings.warn(message, RuntimeWarning, stacklevel=5)

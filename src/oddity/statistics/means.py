@@ -16,11 +16,13 @@ from oddity.geometry.connect import ChainSolver, Init
 from oddity.geometry.curve import nested
 from oddity.geometry.manifold import Manifold, in_chart
 from oddity.geometry.roadmap import Roadmap
+from oddity.numerics.ambient import door, doors
 from oddity.statistics.legs import Legs, Taylor, covariant_hessian, has_formula, legs_along, where
 
 __all__ = ["Descent", "FrechetMean", "admit_codes", "frechet_mean", "total", "warn_of_failures"]
 
 
+@doors
 @dataclass(frozen=True, eq=False, repr=False)
 class FrechetMean:
     """Frechet means of a batch of point sets, each with its own certificate.
@@ -84,6 +86,7 @@ class FrechetMean:
         return f"FrechetMean({self.variance.numel()} means, {int(self.converged.sum())} converged)"
 
 
+@door
 def frechet_mean(
     M: Manifold,
     z: Tensor,
@@ -195,7 +198,7 @@ def warn_of_failures(failed: int, total: int, treatment: str) -> None:
     """Warn, on behalf of the caller, of geodesics that did not converge, and say what becomes of them."""
     if failed:
         message = f"{failed} of {total} geodesics did not converge: {treatment}"
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
 # -- at the door ------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from oddity.geometry.connect import ChainSolver
 from oddity.geometry.manifold import Manifold
 from oddity.geometry.pullback import StochasticDecoder, expected_metric
 from oddity.geometry.roadmap import Roadmap
+from oddity.numerics.ambient import door, doors
 
 __all__ = ["Stability", "stability"]
 
@@ -40,6 +41,7 @@ class Autoencoder(Protocol):
         ...
 
 
+@doors
 @dataclass(frozen=True, eq=False, repr=False)
 class Stability:
     """Distances between the same pairs of data in models of several seeds.
@@ -137,6 +139,7 @@ class Stability:
         )
 
 
+@door
 def stability(
     fit: Callable[[Any, int], Autoencoder],
     X: Tensor | ArrayLike,

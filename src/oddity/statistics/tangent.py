@@ -18,11 +18,13 @@ from torch import Tensor
 from oddity.geometry.connect import ChainSolver
 from oddity.geometry.manifold import Manifold
 from oddity.geometry.roadmap import Roadmap
+from oddity.numerics.ambient import doors
 from oddity.statistics.means import admit_codes, frechet_mean, warn_of_failures
 
 __all__ = ["TangentPCA"]
 
 
+@doors
 class TangentPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Principal geodesic analysis: principal components of the logarithms at the Frechet mean.
 
@@ -110,7 +112,7 @@ class TangentPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         if bool(mean.failed.all()):
             mean.require()
         if not mean.converged:
-            warnings.warn(f"the mean did not converge: {mean.why}", ConvergenceWarning, stacklevel=2)
+            warnings.warn(f"the mean did not converge: {mean.why}", ConvergenceWarning, stacklevel=3)
         L, info = torch.linalg.cholesky_ex(self.M.metric(mean.point))
         if info:
             raise ValueError("the metric at the mean is singular; add a ridge, e.g. M + 1e-3 * Euclidean()")
@@ -156,7 +158,7 @@ class TangentPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         """Points with given coordinates: ``(n, n_components) -> (n, d)``."""
         check_is_fitted(self)
         array = X.detach().cpu().numpy() if isinstance(X, Tensor) else X
-        coordinates = torch.tensor(check_array(array, dtype=[np.float64, np.float32])).to(self._mean)
+        coordinates = torch.tensor(check_array(array, dtype=[np.float64, np.float32]), device="cpu").to(self._mean)
         if coordinates.shape[1] != self.n_components_:
             raise ValueError(f"X has {coordinates.shape[1]} columns, but there are {self.n_components_} components")
         v = coordinates @ self._components

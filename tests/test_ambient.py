@@ -233,7 +233,7 @@ def same(found: Iterable[np.ndarray], expected: Iterable[np.ndarray], rtol: floa
 
 
 AT_A_POINT = list(DOORS)[: list(DOORS).index("sketch")]
-SLOW = {"density", "kmeans", "kmedoids"}
+SLOW = {"exact distances", "density", "kmeans", "kmedoids"}
 USUAL = {"autocast", "inference mode"}
 CASES = [
     pytest.param(name, state, marks=[pytest.mark.slow] * (name in SLOW or not (state in USUAL or name in AT_A_POINT)))
@@ -364,12 +364,17 @@ def test_attention_in_threads_is_what_it_is_alone() -> None:
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_joblib_may_use_threads() -> None:
+@pytest.mark.slow
+def test_distances_in_threads_of_joblib() -> None:
     w = world()
     expected = oddity.pairwise_distances(w.M, w.z[:4]).values
     with parallel_config(backend="threading", n_jobs=4):
         found = oddity.pairwise_distances(w.M, w.z[:4]).values
     np.testing.assert_array_equal(found, expected)
+
+
+def test_joblib_may_use_threads() -> None:
+    w = world()
     found = Parallel(4, backend="threading")(delayed(w.M.metric)(w.z) for _ in range(8))
     assert all(torch.equal(G, w.M.metric(w.z)) for G in found)
 

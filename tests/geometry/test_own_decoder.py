@@ -1,10 +1,12 @@
 """A decoder of the user's own: every form and kind of network has its metric, and what has none says what to change."""
 
 import copy
+import dataclasses
 import functools
 import subprocess
 import sys
 import warnings
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -129,6 +131,18 @@ def mean_and_std(z: Tensor) -> tuple[Tensor, Tensor]:
     return net(z), net(z).exp()
 
 
+@dataclasses.dataclass
+class Law:
+    mean: Tensor
+    std: Tensor
+    why: str = ""
+
+
+class Pair(NamedTuple):
+    std: Tensor
+    mean: Tensor
+
+
 class Parts:
     def mean(self, z: Tensor) -> Tensor:
         return mean_and_std(z)[0]
@@ -140,6 +154,9 @@ class Parts:
 FORMS = {
     "pair": mean_and_std,
     "list": lambda z: list(mean_and_std(z)),
+    "mapping": lambda z: dict(zip(("mean", "std"), mean_and_std(z), strict=True)) | {"latent": z},
+    "dataclass": lambda z: Law(*mean_and_std(z)),
+    "named tuple": lambda z: Pair(*reversed(mean_and_std(z))),
     "images": lambda z: tuple(x[:, None, :, None] for x in mean_and_std(z)),
     "Normal": lambda z: Normal(*mean_and_std(z)),
     "Independent": lambda z: Independent(Normal(*mean_and_std(z)), 1),
@@ -291,10 +308,6 @@ def test_refused_at_once(build, message: str) -> None:
         oddity.expected_metric(build())
 
 
-BATCH_STATISTICS = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8))
-HIDDEN = dropping(whole=True)
-
-
 @pytest.mark.parametrize(
     ("f", "message"),
     [
@@ -331,6 +344,251 @@ def test_refused_at_the_first_points(f, message: str) -> None:
     M = oddity.expected_metric(f)
     with pytest.raises(ValueError, match=message):
         M.metric(some_points(dtype=torch.float32))
+
+
+# -- standard deviations ----------------------------------------------------------------------------------------------
+
+ANY = torch.tensor([[0.0, 0.0], [-9.0, 4.0]])
+
+
+def slope(z: Tensor) -> Tensor:
+    """Positive near the origin, negative at the other place, as a log-variance may be."""
+    return 3 + z @ torch.tensor([[1.0, 0.4], [-0.5, 0.3]], dtype=z.dtype)
+
+
+class SlopeOfParts:
+    def mean(self, z: Tensor) -> Tensor:
+        return z.sin()
+
+    def std(self, z: Tensor) -> Tensor:
+        return slope(z)
+
+
+LOG_VARIANCES = {
+    "pair": lambda z: (z.sin(), slope(z)),
+    "mapping": lambda z: {"mean": z.sin(), "std": slope(z)},
+    "Normal": lambda z: Normal(z.sin(), slope(z), validate_args=False),
+    "parts": SlopeOfParts(),
+}
+CALLS = {
+    "metric": lambda M, z: (M.metric(z[0]), M.metric(z[1])),
+    "length": lambda M, z: (M.metric(z[0]), M.length(z)),
+    "geodesic": lambda M, z: (M.metric(z[0]), M.geodesic(z[0], z[1])),
+    "curvature": lambda M, z: (M.metric(z[0]), M.scalar_curvature(z)),
+    "acceleration": lambda M, z: (M.metric(z[0]), M.acceleration(z, z)),
+    "shoot": lambda M, z: (M.metric(z[0]), M.shoot(z[0], z[1], tolerance=1e-2)),
+    "table": lambda M, z: M.sketch(0.01 * torch.randn(300, 2, generator=torch.Generator().manual_seed(0)).to(z) + z[1]),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("form", LOG_VARIANCES)
+def test_a_standard_deviation_that_is_negative_anywhere_refuses_the_call_always(form, call, dtype) -> None:
+    M = oddity.expected_metric(LOG_VARIANCES[form])
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match="negative in places, hence no standard deviation; if it is a log-variance"
+        ):
+            CALLS[call](M, ANY.to(dtype))
+
+
+def test_a_fisher_metric_refuses_it_too() -> None:
+    M = oddity.fisher_metric(LOG_VARIANCES["pair"])
+    M.metric(ANY[0])
+    with pytest.raises(ValueError, match="negative in places, hence no standard deviation"):
+        M.metric(ANY[1])
+
+
+def test_no_noise_is_noise_of_no_width() -> None:
+    z = some_points()
+    M = oddity.expected_metric(lambda z: (z.sin(), 0 * z))
+    torch.testing.assert_close(M.metric(z), oddity.Pullback(torch.sin).metric(z))
+
+
+def test_how_a_pair_was_read_is_told() -> None:
+    for metric in (oddity.expected_metric, oddity.fisher_metric):
+        M = metric(mean_and_std)
+        M.metric(some_points())
+        assert "read as (mean, std)" in repr(M)
+        assert "read as (mean, std)" in repr(2 * M + oddity.Euclidean())
+    M = oddity.expected_metric(NET)
+    M.metric(some_points(dtype=torch.float32))
+    assert "read" not in repr(M)
+
+
+# -- trying -----------------------------------------------------------------------------------------------------------
+
+
+class Restless(nn.Module):
+    """Its mode decides, hidden behind no layer of PyTorch's; and it counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(3, 5)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, z: Tensor) -> Tensor:
+        self.calls += 1
+        return nn.functional.dropout(self.net(z), 0.5, self.training)
+
+
+def random_networks() -> dict[str, nn.Module]:
+    return {
+        "dropout": nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 5)),
+        "batch statistics": nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)),
+        "own": Restless(),
+        "spectral norm": nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(3, 8)), nn.Tanh()),
+        "hooks": nn.utils.spectral_norm(nn.Linear(3, 8)),
+        "LSTM": RecurrentDropout(),
+    }
+
+
+class RecurrentDropout(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTM(3, 4, 2, batch_first=True, dropout=0.3)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.cell(z[:, None])[0]
+
+
+class Owner:
+    """Everything that a decoder may be hidden behind."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net, self.several = net, [nn.Identity(), net]
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.net(z)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.decode(z)
+
+    @property
+    def way(self) -> nn.Module:
+        return self.net
+
+
+def call(f, z: Tensor) -> Tensor:
+    return f(z)
+
+
+WAYS = {
+    "module": lambda net: net,
+    "closure": lambda net: lambda z: net(z),
+    "nested closures": lambda net: lambda z: (lambda y: net(y))(z),
+    "comprehension": lambda net: lambda z: [f(z) for f in (net,)].pop(),
+    "default": lambda net: lambda z, f=net: f(z),
+    "partial": lambda net: functools.partial(call, net),
+    "attribute": lambda net: (lambda owner: lambda z: owner.net(z))(Owner(net)),
+    "list": lambda net: (lambda owner: lambda z: owner.several[1](z))(Owner(net)),
+    "method": lambda net: Owner(net).decode,
+    "object": lambda net: Owner(net),
+    "property": lambda net: (lambda owner: lambda z: owner.way(z))(Owner(net)),
+    "helper": lambda net: (lambda inner: lambda z: call(inner, z))(lambda z: net(z)),
+    "wrapped": lambda net: functools.wraps(call)(lambda z: net(z)),
+    "dictionary": lambda net: (lambda nets: lambda z: nets["a"](z))({"a": net}),
+}
+GLOBAL_NET: list[nn.Module] = []
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", random_networks())
+def test_training_mode_is_seen_at_once_and_later_and_changes_nothing(kind: str, way: str) -> None:
+    net, z = random_networks()[kind].eval(), some_points(dtype=torch.float32)
+    f = WAYS[way](net)
+    M = oddity.expected_metric(f)
+    M.metric(z)
+    net.train()
+    before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    for ask in (lambda: M.metric(z), lambda: M.dist(z[0], z[1]), lambda: oddity.expected_metric(f).metric(z)):
+        with pytest.raises(ValueError, match=r"in training mode.*call \.eval\(\)"):
+            ask()
+    assert all(torch.equal(before[name], x) for name, x in net.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    net.eval()
+    assert M.metric(z).isfinite().all()
+
+
+def test_a_global_network_is_seen() -> None:
+    GLOBAL_NET[:] = [nn.Sequential(nn.Linear(3, 4), nn.Dropout())]
+    with pytest.raises(ValueError, match="Dropout, a part of Sequential, is in training mode"):
+        oddity.expected_metric(lambda z: GLOBAL_NET[0](z))
+
+
+def test_another_network_under_the_same_name_is_tried() -> None:
+    net, z = nn.Linear(3, 4), some_points(dtype=torch.float32)
+    M = oddity.expected_metric(lambda z: net(z))
+    M.metric(z)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Dropout())
+    with pytest.raises(ValueError, match="Dropout, a part of Sequential, is in training mode"):
+        M.metric(z)
+    net.eval()
+    torch.testing.assert_close(M.metric(z[0]), (net[0].weight.mT @ net[0].weight))
+
+
+def test_only_what_a_function_uses_is_held_against_it() -> None:
+    """The encoder is being trained, the decoder is not."""
+    model = nn.ModuleDict({"encoder": nn.Dropout(), "decoder": nn.Linear(3, 4).eval()})
+    model.decoder = nn.Linear(3, 4).eval()
+    assert oddity.expected_metric(lambda z: model.decoder(z)).metric(torch.zeros(3)).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["dense", "GRU", "LayerNorm", "GroupNorm", "weight norm", "pixel shuffle"])
+def test_a_network_without_chance_needs_no_evaluation_mode(kind: str) -> None:
+    net, z = build(kind), some_points()
+    expected = oddity.expected_metric(net).metric(z)
+    for f in (net.train(), lambda z: net(z)):
+        torch.testing.assert_close(oddity.expected_metric(f).metric(z), expected)
+    no_share = nn.Sequential(net, nn.Dropout(0.0)).train()
+    torch.testing.assert_close(oddity.expected_metric(no_share).metric(z), expected)
+
+
+def test_trying_leaves_buffers_and_random_states() -> None:
+    net, z = Restless().eval(), some_points(dtype=torch.float32)
+    state = torch.get_rng_state()
+    oddity.expected_metric(lambda z: net(z)).differential.check(z)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="is random"):
+        oddity.expected_metric(lambda z: net(z) + torch.randn(5)).metric(z)
+    assert float(net.calls) == 0
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# -- captured networks ------------------------------------------------------------------------------------------------
+
+CAPTURED = {
+    "traced": lambda net, z: torch.jit.trace(net, z),
+    "scripted": lambda net, z: torch.jit.script(net),
+    "exported": lambda net, z: torch.export.export(
+        net, (z,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},)
+    ).module(),
+    "symbolic": lambda net, z: torch.fx.symbolic_trace(net),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:UserWarning")
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("way", CAPTURED)
+def test_captured_networks_have_the_metric_of_what_they_captured(way: str, hidden: bool) -> None:
+    net, z = build("dense", torch.float32).requires_grad_(False), some_points(dtype=torch.float32)
+    captured = CAPTURED[way](net, z)
+    M, R = oddity.expected_metric((lambda z: captured(z)) if hidden else captured), oddity.expected_metric(net)
+    for points in (z, z[0], z[:1]):
+        torch.testing.assert_close(M.metric(points), R.metric(points))
+    torch.testing.assert_close(M.dist(z[0], z[1]), R.dist(z[0], z[1]), rtol=1e-4, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("way", ["traced", "exported"])
+def test_what_was_captured_in_training_mode_is_to_be_captured_again(way: str) -> None:
+    net, z = nn.Sequential(nn.Linear(3, 4), nn.Dropout()).train(), some_points(dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        captured = CAPTURED[way](net, z)
+    with pytest.raises(ValueError, match=r"trace or export it again from its model in evaluation mode"):
+        oddity.expected_metric(captured).metric(z)
 
 
 def test_an_honest_zero_derivative_is_no_offence() -> None:

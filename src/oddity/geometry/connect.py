@@ -592,12 +592,14 @@ class _Race:
 
         Half the residual times what a Gauss-Newton step makes of it; twice as much, since finer grids find more.
         """
-        m = min(curve.shape[1] - 1, _PLACES // 2)
-        t = _irregular(m, curve)
-        c, h = _through(curve, t), t.diff().expand(len(curve), -1).contiguous()
-        promised = solve(self.M, c, h, max_iterations=0).decrement
-        noise = (m * self.M._rounding(curve[:, m // 2]) / length.clamp(min=torch.finfo(c.dtype).tiny)).square()
-        return (promised.nan_to_num(0, posinf=0) - noise).clamp(min=0) * length
+        most = torch.zeros_like(length)
+        for m in {min(side, _PLACES // 2) // 2 * 2 for side in (curve.shape[1] // 2, curve.shape[1])}:
+            t = _irregular(m, curve)
+            c, h = _through(curve, t), t.diff().expand(len(curve), -1).contiguous()
+            promised = solve(self.M, c, h, max_iterations=0).decrement.nan_to_num(0, posinf=0)
+            noise = (m * self.M._rounding(curve[:, m // 2]) / length.clamp(min=torch.finfo(c.dtype).tiny)).square()
+            most = torch.maximum(most, (promised - noise) * length)
+        return most
 
     def verdict(self) -> tuple[Tensor, list[str]]:
         """Whether each curve converged, and if not, why."""

@@ -50,7 +50,7 @@ class Pullback(Manifold, rows=False):
     Raises
     ------
     ValueError
-        If f is a module, or a method of one, in training mode.
+        If a network behind f is in training mode and heeds it, or f holds a tensor made in inference mode.
 
     Notes
     -----
@@ -296,8 +296,10 @@ def expected_metric(decoder: Decoder, **given: Any) -> Manifold:
         An object with ``mean(z)`` and ``std(z)``, each ``(N, d) -> (N, ...)``; where it also has ``expand_mean(z)``
         or ``expand_std(z)``, second-order expansions in closed form, those are used. Or any module or callable from
         z to a mean, to a pair (mean, std), to a ``torch.distributions`` Normal, Independent Normal or
-        MultivariateNormal, or to a mapping that holds one tensor. Images and other shapes are flattened. A dense
-        network has a closed form of its own; other networks are differentiated in a mode that they support.
+        MultivariateNormal, to a mapping, dataclass or named tuple with ``mean`` and ``std``, or to a mapping that
+        holds one tensor. A pair is read in this order, as ``repr`` says: a log-variance cannot be told from a std
+        unless it is negative. Images and other shapes are flattened. A dense network has a closed form of its own;
+        other networks are differentiated in a mode that they support.
     **given
         What a conditional decoder takes beside z: label, batch, library size. A tensor of one row is repeated for
         every point. ``functools.partial`` serves as well, where the decoder broadcasts by itself.
@@ -311,8 +313,9 @@ def expected_metric(decoder: Decoder, **given: Any) -> Manifold:
     Raises
     ------
     ValueError
-        At once if the decoder cannot be called, is in training mode, quantised, or a whole autoencoder; at the first
-        points if it cannot map them, is random, has no derivative, or returns another likelihood than a normal one.
+        At once if the decoder cannot be called, is quantised, a whole autoencoder, or in training mode and heeds it;
+        at the first points if it cannot map them, is random, has no derivative, or returns another likelihood than a
+        normal one; at any call if a standard deviation is negative somewhere.
 
     Notes
     -----

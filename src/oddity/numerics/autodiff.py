@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from operator import is_
 from typing import Any, TypeAlias, TypeGuard
 
 import torch
@@ -26,6 +27,7 @@ from oddity.numerics.networks import (
     form_of,
     module_behind,
     name_of,
+    names_of,
     refuse,
     standing_for,
     untouched,
@@ -286,7 +288,8 @@ class Differential:
         self._known: set[tuple[int, torch.dtype, torch.device]] = set()
         self._networks: list[nn.Module] = whole
         self._parts: list[nn.Module] = []
-        self._modes: list[bool] | None = None
+        self._named = names_of(self._given)
+        self._tried_as: tuple[list[bool], list[Any]] = [], []
         self.outputs = 0
 
     @property
@@ -312,10 +315,10 @@ class Differential:
     def check(self, z: Tensor) -> None:
         """Refuse, with a remedy, points that the function cannot map. Cheap after the first call.
 
-        A network that has been put into another mode since is looked at, and tried, anew.
+        A network that has been put into another mode since, or another network under the same name, is tried anew.
         """
         signature = (z.shape[-1], z.dtype, z.device)
-        if signature in self._known and self._modes == [part.training for part in self._parts]:
+        if signature in self._known and self._is_as_tried():
             return
         with alone():
             self.look()
@@ -324,11 +327,15 @@ class Differential:
             if len(rows):
                 with untouched(self._networks, z.device):
                     self._check_function(rows)
-            modes = [part.training for part in self._parts]
-            if modes != self._modes:
+            if not self._is_as_tried():
                 self._known.clear()
-            self._modes = modes
+            self._tried_as = [part.training for part in self._parts], self._named()
             self._known.add(signature)
+
+    def _is_as_tried(self) -> bool:
+        modes, named = self._tried_as
+        now = self._named()
+        return modes == [part.training for part in self._parts] and len(named) == len(now) and all(map(is_, named, now))
 
     def look(self) -> None:
         """Find the networks that the function leads to, and refuse those that cannot be differentiated as they are."""
@@ -340,7 +347,7 @@ class Differential:
                 f"{self.name} holds a tensor made in inference mode, which autograd refuses; give it a clone made "
                 "outside, x = x.clone()"
             )
-        if self._given is self._f and _is_foreign(self._networks):
+        if _is_foreign(self._networks):
             self._f, self._expansion = _lent(self._given, self._networks), None
             self.mode = None if self.mode == _CLOSED else self.mode
 

@@ -34,6 +34,7 @@ __all__ = [
     "has_parts",
     "module_behind",
     "name_of",
+    "names_of",
     "outputs_of",
     "parts_of",
     "plain",
@@ -188,6 +189,16 @@ def _attribute(x: Any, name: str) -> Any:
 
 def _attributes(x: Any) -> Mapping[str, Any]:
     return getattr(x, "__dict__", {})
+
+
+def names_of(f: Any) -> Callable[[], list[Any]]:
+    """What can be called by a function's closure and global names, at the time of a call: they may be bound anew."""
+    while f is not None and not isinstance(f, types.FunctionType):
+        f = _within(f)
+    if f is None:
+        return list
+    cells, names, known = f.__closure__ or (), f.__code__.co_names, f.__globals__
+    return lambda: [x for x in (*map(_content, cells), *map(known.get, names)) if callable(x)]
 
 
 def form_of(f: Any) -> str:

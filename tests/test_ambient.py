@@ -290,6 +290,14 @@ def test_a_geometry_of_the_users_own_is_behind_doors_too() -> None:
         assert (Own().push(z, z) == 2 * (1 + 2**-10)).all()
 
 
+def test_a_model_that_is_trained_follows_its_trainer() -> None:
+    scale = oddity.SigmaNetwork(2, (8,), 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert scale.net(world().z).dtype == torch.bfloat16
+        assert scale(world().z).dtype == torch.bfloat16
+        assert scale.eval()(world().z).dtype == torch.float32
+
+
 def test_doors_leave_the_state_as_it_was() -> None:
     w = world()
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):

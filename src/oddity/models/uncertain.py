@@ -14,7 +14,7 @@ from oddity.models.vae import DEFAULT_MIN_STD
 from oddity.numerics.ambient import door, doors
 from oddity.numerics.autodiff import Differential
 from oddity.numerics.expansion import ClosedForm, Expansion
-from oddity.numerics.networks import name_of, parts_of, standing_for
+from oddity.numerics.networks import Standing, name_of, parts_of
 
 __all__ = ["UncertainDecoder", "add_uncertainty"]
 
@@ -58,7 +58,7 @@ class UncertainDecoder:
         std_off_data: float,
         explained: float,
     ) -> None:
-        self.mean = standing_for(mean, door(lambda z: mean(z)))
+        self.mean = Standing(mean)
         self.std, self.scale, self.expand_mean = scale.std, scale, expand_mean
         self.std_on_data, self.std_off_data, self.explained = std_on_data, std_off_data, explained
         self.largest_std = float(scale.zeta.rsqrt().mean())

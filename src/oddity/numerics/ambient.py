@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["alone", "bare", "door", "doors", "is_transformed", "is_vectorised", "own"]
 
@@ -49,8 +49,9 @@ def door(f: _F) -> _F:
     """Make a function public: neither its answers nor what can be done with them depend on where it is called.
 
     Autocast is off within, and inference mode is ``no_grad``; tensors that were made in inference mode, which autograd
-    refuses, are cloned on the way in. Whether gradients are recorded is the caller's choice. Nests; half a
-    microsecond where there is nothing to do.
+    refuses, are cloned on the way in. Whether gradients are recorded is the caller's choice, and so is the precision of
+    a model in training mode, or one that is handed half-precision tensors, as a part of somebody's loss is. Nests; a
+    microsecond where all is plain.
 
     Examples
     --------
@@ -69,7 +70,7 @@ def door(f: _F) -> _F:
     @functools.wraps(f)
     def fenced(*args: Any, **given: Any) -> Any:
         if _in_inference_mode() or _in_autocast():
-            with _fence():
+            with _fence(autocast=_is_training(args)):
                 return f(*map(own, args), **own(given))
         for x in args:
             if isinstance(x, Tensor) and x.is_inference():
@@ -131,12 +132,19 @@ _in_autocast: Callable[[], bool] = getattr(  # asked at every call, so in one qu
 )
 
 
+def _is_training(args: tuple[Any, ...]) -> bool:
+    """Whether a method is called within a loss under autocast: whoever trains a model chooses its precision."""
+    owner = args[0] if args else None
+    halved = any(isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16) for x in args)
+    return isinstance(owner, nn.Module) and (owner.training or halved)
+
+
 @contextmanager
-def _fence() -> Iterator[None]:
+def _fence(*, autocast: bool) -> Iterator[None]:
     with ExitStack() as inside:
         if _in_inference_mode():
             inside.enter_context(torch.inference_mode(False))  # which turns gradients on
             inside.enter_context(torch.no_grad())
-        for device in filter(torch.is_autocast_enabled, _DEVICES):
+        for device in () if autocast else filter(torch.is_autocast_enabled, _DEVICES):
             inside.enter_context(torch.autocast(device, enabled=False))
         yield

@@ -288,7 +288,6 @@ class Differential:
         self._known: set[tuple[int, torch.dtype, torch.device]] = set()
         self._networks: list[nn.Module] = whole
         self._parts: list[nn.Module] = []
-        self._named = names_of(self._given)
         self._tried_as: tuple[list[bool], list[Any]] = [], []
         self.outputs = 0
 
@@ -329,12 +328,12 @@ class Differential:
                     self._check_function(rows)
             if not self._is_as_tried():
                 self._known.clear()
-            self._tried_as = [part.training for part in self._parts], self._named()
+            self._tried_as = [part.training for part in self._parts], names_of(self._given)
             self._known.add(signature)
 
     def _is_as_tried(self) -> bool:
         modes, named = self._tried_as
-        now = self._named()
+        now = names_of(self._given)
         return modes == [part.training for part in self._parts] and len(named) == len(now) and all(map(is_, named, now))
 
     def look(self) -> None:

@@ -21,11 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
-from oddity.numerics.ambient import bare
+from oddity.numerics.ambient import bare, doors
 from oddity.numerics.expansion import Expansion, layered_expansion
 
 __all__ = [
+    "Deviation",
     "Outputs",
+    "Standing",
     "behind",
     "bound",
     "eager",
@@ -104,8 +106,9 @@ _NOTHING = object()
 
 
 def _from_library(x: Any) -> bool:
-    """Whether a function or class is a library's, so that it knows what it is given alone."""
-    return (x.__module__ or "").partition(".")[0] in _LIBRARIES
+    """Whether a function or class is a library's, which knows what it is given alone; but not an example in its text."""
+    example = isinstance(x, types.FunctionType) and x.__code__.co_filename.startswith("<doctest")
+    return (x.__module__ or "").partition(".")[0] in _LIBRARIES and not example
 
 
 def _held(x: Any) -> list[Any]:
@@ -191,14 +194,14 @@ def _attributes(x: Any) -> Mapping[str, Any]:
     return getattr(x, "__dict__", {})
 
 
-def names_of(f: Any) -> Callable[[], list[Any]]:
+def names_of(f: Any) -> list[Any]:
     """What can be called by a function's closure and global names, at the time of a call: they may be bound anew."""
     while f is not None and not isinstance(f, types.FunctionType):
         f = _within(f)
     if f is None:
-        return list
-    cells, names, known = f.__closure__ or (), f.__code__.co_names, f.__globals__
-    return lambda: [x for x in (*map(_content, cells), *map(known.get, names)) if callable(x)]
+        return []
+    named = (*map(_content, f.__closure__ or ()), *map(f.__globals__.get, f.__code__.co_names))
+    return [x for x in named if callable(x)]
 
 
 def form_of(f: Any) -> str:
@@ -445,6 +448,32 @@ def positive(std: Tensor, decoder: Any) -> Tensor:
     return std
 
 
+@doors
+class Standing:
+    """A function in the place of another, as a door; unlike a local function it can be pickled where that one can.
+
+    Examples
+    --------
+    >>> Standing(torch.sin)(torch.zeros(1)).tolist()
+    [0.0]
+    """
+
+    def __init__(self, f: Function) -> None:
+        self.__wrapped__ = f
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """What it gives."""
+        return self.__wrapped__(z)
+
+
+class Deviation(Standing):
+    """A standard deviation that is refused where it is negative."""
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """The same, see :func:`positive`."""
+        return positive(self.__wrapped__(z), self)
+
+
 def _item(mapping: bool, name: Any) -> str:
     return f"[{name!r}]" if mapping else f".{name}"
 
@@ -466,8 +495,9 @@ def parts_of(decoder: Any, given: Mapping[str, Any]) -> tuple[Part, Part]:
     if has_parts(decoder):
         known = {part: None if given else getattr(decoder, f"expand_{part}", None) for part in ("mean", "std")}
         std = bound(decoder.std, given)
-        checked = standing_for(std, lambda z: positive(std(z), std))
-        return (bound(decoder.mean, given), known["mean"]), (checked, known["std"])
+        if isinstance(std, nn.Sequential) and isinstance(std[-1], nn.Softplus | nn.Sigmoid):  # nowhere negative
+            known["std"] = known["std"] or layered_expansion(std)
+        return (bound(decoder.mean, given), known["mean"]), (Deviation(std), known["std"])
     outputs, expansion = outputs_of(decoder, given)
     return (outputs.mean, expansion), (outputs.std, None)
 

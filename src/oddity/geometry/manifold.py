@@ -891,7 +891,7 @@ class Sum(Manifold, rows=False):
         return [torch.stack(squares).sum(0) for squares in zip(*parts, strict=True)]
 
     def _rounding(self, z: Tensor) -> Tensor:
-        return torch.stack([part._rounding(z) for part in self.parts]).norm(dim=0)
+        return torch.stack([part._rounding(z).square() for part in self.parts]).sum(0).sqrt()
 
     def frame(self, z: Tensor) -> Tensor:
         """Stack the parts' frames."""

@@ -160,7 +160,7 @@ def _speed_change(M: Manifold, z: Tensor, v: Tensor, z_end: Tensor, v_end: Tenso
 def exp(M: Manifold, z: Tensor, v: Tensor) -> Tensor:
     """End of the geodesic that leaves z with velocity v; see :meth:`oddity.Manifold.exp`."""
     path = M.shoot(z, v)
-    return _without_gradient(torch.where(path.converged[..., None], path.points, torch.nan), "exp", M, z, v)
+    return _without_gradient(torch.where(path.converged[..., None], path.points, torch.nan), "exp", z, v)
 
 
 @door
@@ -183,7 +183,7 @@ def log(M: Manifold, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSo
         v = M._sharp(a.detach().expand(momentum.shape), momentum)
         v = torch.where((momentum == 0).all(-1, keepdim=True), 0.0, v)  # also where the metric is singular
         v = torch.where(g.converged[..., None], v, torch.nan)
-    return _without_gradient(v, "log", M, a, b)
+    return _without_gradient(v, "log", a, b)
 
 
 @door
@@ -198,7 +198,8 @@ def dist(M: Manifold, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainS
     by_ends = (at_a * (a - a.detach()) + at_b * (b - b.detach())).sum(-1)  # the geodesic gets shorter by its momentum
     change = (energy - energy.detach() - by_ends) / torch.where(g.length > 0, g.length, 1.0)
     known = (g.length > 0) & at_a.isfinite().all(-1) & at_b.isfinite().all(-1)
-    return _warned(g).length + _Once.apply(torch.where(known, change, 0.0), "dist")
+    distance: Tensor = _warned(g).length + _Once.apply(torch.where(known, change, 0.0), "dist")  # type: ignore[no-untyped-call]
+    return distance
 
 
 def _asks_for_gradient(M: Manifold, a: Tensor, b: Tensor) -> bool:
@@ -225,10 +226,10 @@ def _warned(g: Geodesic) -> Geodesic:
     return g
 
 
-def _without_gradient(value: Tensor, name: str, M: Manifold, z: Tensor, v: Tensor) -> Tensor:
+def _without_gradient(value: Tensor, name: str, z: Tensor, v: Tensor) -> Tensor:
     """A result that raises where somebody asks it for a gradient, in place of none."""
     if torch.is_grad_enabled() and (z.requires_grad or v.requires_grad):
-        return _Refused.apply(value, name, z, v)  # type: ignore[no-any-return]
+        value = _Refused.apply(value, name, z, v)  # type: ignore[no-untyped-call]
     return value
 
 
@@ -236,13 +237,13 @@ class _Refused(torch.autograd.Function):
     """A value whose derivative is not known: asking for it raises."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, name: str, *of: Tensor) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, value: Tensor, name: str, *of: Tensor) -> Tensor:
         del of
         ctx.name = name
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:  # noqa: D102
+    def backward(ctx: Any, *_: Any) -> Any:
         raise RuntimeError(
             f"{ctx.name} found numerically has no derivative here; M.dist has one, by its ends and by the decoder, and "
             "exp and log of closed-form spaces such as oddity.Sphere do"
@@ -253,16 +254,16 @@ class _Once(torch.autograd.Function):
     """The same value, once differentiable: a gradient of the gradient raises, since held points would make it wrong."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, name: str) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, value: Tensor, name: str) -> Tensor:
         ctx.name = name
         ctx.save_for_backward(value)
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:  # noqa: D102
+    def backward(ctx: Any, *grads: Any) -> Any:
         (value,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _Twice.apply(grads[0], value, ctx.name), None
+            return _Twice.apply(grads[0], value, ctx.name), None  # type: ignore[no-untyped-call]
         return grads[0], None
 
 
@@ -270,13 +271,13 @@ class _Twice(torch.autograd.Function):
     """A gradient that refuses to be differentiated again."""
 
     @staticmethod
-    def forward(ctx: Any, slope: Tensor, value: Tensor, name: str) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, slope: Tensor, value: Tensor, name: str) -> Tensor:
         del value
         ctx.name = name
         return slope.clone()
 
     @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:  # noqa: D102
+    def backward(ctx: Any, *_: Any) -> Any:
         raise RuntimeError(
             f"{ctx.name} is differentiable once: its gradient holds the solved curve still, which a second derivative "
             "must not; take differences of gradients"

@@ -233,18 +233,28 @@ def same(found: Iterable[np.ndarray], expected: Iterable[np.ndarray], rtol: floa
 
 
 AT_A_POINT = list(DOORS)[: list(DOORS).index("sketch")]
-SLOW = {"exact distances", "density", "kmeans", "kmedoids"}
+SLOW = {"exact distances", "tangent", "uncertainty", "density", "kmeans", "kmedoids"}
 USUAL = {"autocast", "inference mode"}
+
+
+def asked_for(name: str, state: str) -> bool:
+    if name in AT_A_POINT or state in USUAL:
+        return True
+    if state == "default dtype":
+        return name not in ("density", "training")  # a network's first weights follow the default, as in PyTorch
+    return name != "density" and state != "default device"  # which solvers refuse by an error, in words of PyTorch
+
+
 CASES = [
     pytest.param(name, state, marks=[pytest.mark.slow] * (name in SLOW or not (state in USUAL or name in AT_A_POINT)))
     for name in DOORS
     for state in STATES
-    # the draws of a network that is built follow the defaults, as in PyTorch
-    if name in AT_A_POINT or not state.startswith("default") or (state == "default dtype" and name != "training")
+    if asked_for(name, state)
 ]
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection:UserWarning")
+@pytest.mark.filterwarnings("ignore:the likelihood still rises", "ignore:.* rays did not converge")
 @pytest.mark.parametrize(("name", "state"), CASES)
 def test_no_state_changes_a_bit(name: str, state: str) -> None:
     w = world()
@@ -254,6 +264,7 @@ def test_no_state_changes_a_bit(name: str, state: str) -> None:
     same(found, plain(name, recorded))
 
 
+@pytest.mark.filterwarnings("ignore:the likelihood still rises", "ignore:.* rays did not converge")
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in DOORS])
 def test_networks_made_in_inference_mode_serve(name: str) -> None:
     with torch.inference_mode():

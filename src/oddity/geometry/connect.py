@@ -665,7 +665,7 @@ class _Race:
         return whole, gaps
 
     def momentum(self, pick: Tensor, *, last: bool = False) -> Tensor:
-        """Covectors G(a) z'(0) of the picked curves, of fourth order in the step, ``(B, d)``; or those at the last point.
+        """Covectors G(a) z'(0) of the picked curves, of fourth order in the step ``(B, d)``; or at the last point.
 
         It is what the energy loses by the first point. Where the energy is of second order only, the chain is
         solved once more on every second node, and the two extrapolated.

@@ -136,7 +136,7 @@ def _is_training(args: tuple[Any, ...]) -> bool:
     """Whether a method is called within a loss under autocast: whoever trains a model chooses its precision."""
     owner = args[0] if args else None
     halved = any(isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16) for x in args)
-    return isinstance(owner, nn.Module) and (owner.training or halved)
+    return isinstance(owner, nn.Module) and (getattr(owner, "training", False) or halved)  # a new one has no mode yet
 
 
 @contextmanager

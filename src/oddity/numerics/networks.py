@@ -106,7 +106,7 @@ _NOTHING = object()
 
 
 def _from_library(x: Any) -> bool:
-    """Whether a function or class is a library's, which knows only what it is given; not an example in its text."""
+    """Whether a function or class is a library's, which knows what it is given alone; not an example in its text."""
     example = isinstance(x, types.FunctionType) and x.__code__.co_filename.startswith("<doctest")
     return (x.__module__ or "").partition(".")[0] in _LIBRARIES and not example
 

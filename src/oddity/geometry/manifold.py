@@ -628,6 +628,7 @@ class Manifold(abc.ABC):
         """
         from oddity.geometry.maps import dist
 
+        refuse_followed("dist", a=a, b=b)
         return dist(self, a, b, init=init, solver=solver)
 
     def shoot(

@@ -635,6 +635,8 @@ def main() -> None:
             for line in child.stdout or ():
                 rows.append(Report(**json.loads(line)))
                 print(rows[-1].line(), flush=True)
+                if asked.json:  # at once: what was measured stays, whatever ends the rest
+                    asked.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
             clock.cancel()
         if child.returncode:
             print(f"{name:26s} ended with {child.returncode}: more than {asked.limit:g} s, or an error", flush=True)
@@ -644,8 +646,6 @@ def main() -> None:
         for new in rows:
             if new.case == old.case and new.true < old.true:
                 print(f"{', '.join(new.case)}: {new.true} of {new.pairs} certified and true, before {old.true}")
-    if asked.json:
-        asked.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
 
 
 def _here(name: str, only_start: str | None, only_dtype: str | None) -> None:

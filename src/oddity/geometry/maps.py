@@ -221,7 +221,7 @@ def _warned(g: Geodesic) -> Geodesic:
             f"{failed} of {g.converged.numel()} geodesics did not converge, and their distances are those of the best "
             "curves found; M.geodesic(a, b) has the same lengths with converged, why and length_error for each pair",
             ConvergenceWarning,
-            stacklevel=4,
+            stacklevel=6,  # that of the caller of a method, past the doors
         )
     return g
 

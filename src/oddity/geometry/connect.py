@@ -104,6 +104,8 @@ def depart(
         ends = []
         for z, last in ((a, False), (b, True)):
             p = race.momentum(pick, last=last)
+            line = (b - a).detach().reshape(p.shape)[race.lines] * (-1 if last else 1)
+            p[race.lines] = (M._grams(z.detach().reshape(p.shape)[race.lines]) @ line[..., None])[..., 0]
             norm = (p * M._sharp(z.detach().reshape(p.shape), p)).sum(-1, keepdim=True).sqrt()
             ends.append(torch.where(norm > 0, length / norm * p, p).reshape(a.shape))
         return g, ends[0], ends[1]
@@ -132,11 +134,17 @@ def _raced(M: Manifold, a: Tensor, b: Tensor, init: Init, solver: ChainSolver) -
         why[i], start[i] = f"{why[i]}, which is given in its place", "line"
         points[i] = resampled(M, _line(a[i : i + 1], b[i : i + 1], solver.max_segments), points.shape[1] - 1)[0]
         length[i], gap[i] = line[i], 0
-    _nearby(M, a, b, points, gap, race, pick, converged, why, start, length)
+    error = torch.maximum(race.error[pick], gap)
+    if not bool(converged.all()):
+        near, straight, off = _near_lines(M, a, b, ~converged, solver)
+        points[near], length[near], error[near] = _line(a[near], b[near], points.shape[1] - 1), straight, off
+        converged[near], race.lines = True, near
+        for i in near.tolist():
+            why[i], start[i] = "", "line"
     found = Geodesic(
         points=points.reshape(*shape, *points.shape[1:]),
         length=length.reshape(shape),
-        length_error=torch.maximum(race.error[pick], gap).reshape(shape),
+        length_error=error.reshape(shape),
         converged=converged.reshape(shape),
         why=nested(why, shape),
         iterations=race.iterations[pick].reshape(shape),
@@ -148,47 +156,36 @@ def _raced(M: Manifold, a: Tensor, b: Tensor, init: Init, solver: ChainSolver) -
     return found, race, pick
 
 
-def _nearby(
-    M: Manifold,
-    a: Tensor,
-    b: Tensor,
-    points: Tensor,
-    gap: Tensor,
-    race: _Race,
-    pick: Tensor,
-    converged: Tensor,
-    why: list[str],
-    start: list[str],
-    length: Tensor,
-) -> None:
-    """Give pairs their straight line that are so near to each other that the chords of a chain are mostly rounding.
+def _near_lines(M: Manifold, a: Tensor, b: Tensor, which: Tensor, solver: ChainSolver) -> tuple[Tensor, Tensor, Tensor]:
+    """Straight lines between ends so near to each other that the chords of a chain are mostly rounding.
 
-    The line is measured by derivatives, which no difference of near values spoils. How far it is from a geodesic is
+    They are measured by derivatives, which no difference of near values spoils. How far a line is from a geodesic is
     told by the acceleration of one: a turn by a small angle rho makes a curve longer by the share rho^2 / 24.
+
+    Returns
+    -------
+    tuple of Tensor
+        Which of the pairs in the mask ``(B,)`` have a geodesic so, its length, and the error of that.
     """
-    if bool(converged.all()):
-        return
-    v = b - a
-    noise = race.solver.segments * M._rounding((a + b) / 2)
-    near = (~converged & (M._steps(torch.stack([a, b], 1))[:, 0] < _NOISY * noise)).nonzero()[:, 0]
-    if len(near) == 0:
-        return
+    noise = solver.segments * M._rounding((a + b) / 2)
+    near = (which & (M._steps(torch.stack([a, b], 1))[:, 0] < _NOISY * noise)).nonzero()[:, 0]
     t = _irregular(_BY_PUSH, a)
-    z = (a[near, None] + t[:, None] * v[near, None]).flatten(0, 1)
-    along = v[near, None].expand(-1, len(t), -1).flatten(0, 1)
-    speed = torch.linalg.vector_norm(M.push(z, along), dim=-1).reshape(len(near), -1)
-    bend = torch.linalg.vector_norm(M.push(z, M._acceleration(z, along)), dim=-1).reshape(len(near), -1)
-    straight = torch.trapezoid(speed, t)
-    share = (bend.amax(-1) / straight).square() / 24
-    sure = near[share <= race.solver.resolution * _SURE]
-    kept = share <= race.solver.resolution * _SURE
-    points[sure] = _line(a[sure], b[sure], points.shape[1] - 1)
-    length[sure], converged[sure] = straight[kept], True
-    spread = (speed.amax(-1) - speed.amin(-1))[kept] / _BY_PUSH
-    gap[sure] = spread + share[kept] * straight[kept] + torch.finfo(a.dtype).eps * straight[kept]
-    race.error[pick[sure]] = race.slip[pick[sure]] = 0
-    for i in sure.tolist():
-        why[i], start[i] = "", "line"
+    z, v = (x.flatten(0, 1) for x in (_at(a[near], b[near], t), (b - a)[near, None].expand(-1, len(t), -1)))
+    speed, turn = (
+        torch.linalg.vector_norm(M.push(z, u), dim=-1).reshape(len(near), -1) for u in (v, M._acceleration(z, v))
+    )
+    length = torch.trapezoid(speed, t)
+    share = (turn.amax(-1) / length).square() / 24
+    error = (speed.amax(-1) - speed.amin(-1)) / _BY_PUSH + (share + torch.finfo(a.dtype).eps) * length
+    sure = share <= _SURE * solver.resolution
+    return near[sure], length[sure], error[sure]
+
+
+def _at(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    """Points of straight lines at times ``(T,)``, the ends to the bit what they are: ``-> (B, T, d)``."""
+    line = a[:, None] + t[:, None] * (b - a)[:, None]
+    line[:, -1] = b
+    return line
 
 
 def admit_pair(M: Manifold, a: Tensor, b: Tensor, init: Init = None) -> tuple[Tensor, Tensor]:
@@ -209,10 +206,7 @@ def admit_pair(M: Manifold, a: Tensor, b: Tensor, init: Init = None) -> tuple[Te
 
 
 def _line(a: Tensor, b: Tensor, n: int) -> Tensor:
-    t = _times(n, a)[:, None]
-    line = a[:, None] + t * (b - a)[:, None]  # (B, n+1, d)
-    line[:, -1] = b
-    return line
+    return _at(a, b, _times(n, a))  # (B, n+1, d)
 
 
 class _Bar:
@@ -351,6 +345,7 @@ class _Race:
         self.M, self.sketch, self.bars = M, sketch, bars
         self.solver, self.count, self.dim = solver, count, starts.shape[-1]
         self.length, self.error = starts.new_full((total,), torch.inf), starts.new_zeros(total)
+        self.lines = starts.new_zeros(0, dtype=torch.long)  # pairs whose straight line was taken in the end
         self.slip = self.error.clone()  # of the length of the curve itself
         self.speed, self.decrement = starts.new_zeros(total), starts.new_zeros(total)
         self.stationary = torch.zeros(total, dtype=torch.bool, device=starts.device)

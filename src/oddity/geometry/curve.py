@@ -50,8 +50,9 @@ class Geodesic:
         and by what was found between the nodes. Where geodesics are unique, this is the error of the distance. No local
         measurement can exclude a shorter geodesic in another valley.
     converged : Tensor
-        ``(*,)`` bool: stationary, resolved by its grid and between its nodes, as far as 1,536 irregular places show, and
-        no longer than the straight line or the path of the roadmap (up to the share ``sqrt(eps)``). A stationary curve need not be the shortest, nor even a local minimum.
+        ``(*,)`` bool: stationary, resolved by its grid and between its nodes, as far as 1,536 irregular places
+        show, and no longer than the straight line or the path of the roadmap (up to the share ``sqrt(eps)``). A
+        stationary curve need not be the shortest, nor even a local minimum.
     why
         A sentence for each curve that did not converge, ``""`` for the others; a string for a single
         curve, otherwise nested lists in the shape of the batch.

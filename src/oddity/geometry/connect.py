@@ -134,7 +134,8 @@ def _raced(M: Manifold, a: Tensor, b: Tensor, init: Init, solver: ChainSolver) -
         why[i], start[i] = f"{why[i]}, which is given in its place", "line"
         points[i] = resampled(M, _line(a[i : i + 1], b[i : i + 1], solver.max_segments), points.shape[1] - 1)[0]
         length[i], gap[i] = line[i], 0
-    error = torch.maximum(race.error[pick], gap)
+    rounding = 4 * (M._rounding((a + b) / 2) + torch.finfo(a.dtype).eps * length)
+    error = torch.where(length > 0, torch.maximum(race.error[pick], gap) + rounding, 0.0)
     if not bool(converged.all()):
         near, straight, off = _near_lines(M, a, b, ~converged, solver)
         points[near], length[near], error[near] = _line(a[near], b[near], points.shape[1] - 1), straight, off
@@ -172,7 +173,7 @@ def _near_lines(M: Manifold, a: Tensor, b: Tensor, which: Tensor, solver: ChainS
     t = _irregular(_BY_PUSH, a)
     z, v = (x.flatten(0, 1) for x in (_at(a[near], b[near], t), (b - a)[near, None].expand(-1, len(t), -1)))
     speed, turn = (
-        torch.linalg.vector_norm(M.push(z, u), dim=-1).reshape(len(near), -1) for u in (v, M._acceleration(z, v))
+        torch.linalg.vector_norm(M.push(z, u), dim=-1).reshape(len(near), len(t)) for u in (v, M._acceleration(z, v))
     )
     length = torch.trapezoid(speed, t)
     share = (turn.amax(-1) / length).square() / 24

@@ -181,6 +181,8 @@ def log(M: Manifold, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainSo
     g, momentum, _ = depart(M, a, b, init=init, solver=solver)
     with torch.no_grad():
         v = M._sharp(a.detach().expand(momentum.shape), momentum)
+        norm = torch.linalg.vector_norm(M.push(a.detach().expand(v.shape), v), dim=-1, keepdim=True)
+        v = torch.where(norm > 0, g.length[..., None] / norm * v, v)
         v = torch.where((momentum == 0).all(-1, keepdim=True), 0.0, v)  # also where the metric is singular
         v = torch.where(g.converged[..., None], v, torch.nan)
     return _without_gradient(v, "log", a, b)

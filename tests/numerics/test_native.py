@@ -1,7 +1,15 @@
 """Compiled loops: shared among threads without a trace in the numbers, and nothing lost on the way."""
 
+import logging
+import os
+import pickle
+import random
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numba
 import pytest
@@ -119,22 +127,171 @@ def test_code_is_found_again_by_another_process() -> None:
     assert found.strip() == native._mark(descent._solved_under_layers)
 
 
-def test_without_a_folder_for_its_code_a_kernel_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    def copied(x, y):  # type: ignore[no-untyped-def]
-        for i in range(len(x)):
-            y[i] = x[i]
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that code is kept in."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "code"))
+    return tmp_path / "code"
 
-    compile_ = numba.njit
 
-    def without_a_folder(*, cache: bool = False, **settings: object):
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return compile_(**settings)
+def tripled(x, y):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        y[i] = 3 * x[i]
 
-    monkeypatch.setattr(numba, "njit", without_a_folder)
+
+def hits(f) -> int:  # type: ignore[no-untyped-def]
+    """Let a kernel of f work, as it would in a new process, and tell whether its code was found."""
+    kernel, y = Kernel(f), torch.empty(3)
+    kernel(torch.arange(3.0), out=(y,))
+    assert y.tolist() == [0, 3, 6]
+    return sum(kernel._compiled.stats.cache_hits.values())  # type: ignore[attr-defined]
+
+
+def flipped(code: Path) -> None:
+    """Change a single byte of the loop itself: machine code that still unpickles."""
+    content = bytearray(code.read_bytes())
+    content[content.index(b"\x7fELF") + 64] ^= 1
+    code.write_bytes(content)
+
+
+def replaced_by(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def damage(code: Path) -> None:
+        code.unlink()
+        make(code)
+
+    return damage
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "half": lambda code: code.write_bytes(code.read_bytes()[: code.stat().st_size // 2]),
+    "nothing": lambda code: code.write_bytes(b""),
+    "noise": lambda code: code.write_bytes(random.Random(0).randbytes(5000)),
+    "a pickle of something else": lambda code: code.write_bytes(pickle.dumps({"code": None})),
+    "a byte": flipped,
+    "more": lambda code: code.write_bytes(code.read_bytes() + b"x"),
+    "a link to nowhere": replaced_by(lambda code: code.symlink_to(code.with_name("gone"))),
+    "a link to itself": replaced_by(lambda code: code.symlink_to(code)),
+    "no file": Path.unlink,
+    "no folder": lambda code: shutil.rmtree(code.parent),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_code_is_compiled_and_kept_again(damage: Callable[[Path], object], folder: Path, caplog) -> None:
+    caplog.set_level(logging.INFO, "oddity")
+    assert not hits(tripled)
+    (code,) = folder.glob("*/*.code")
+    assert hits(tripled)
+    assert not caplog.records
+    damage(code)
+    assert not hits(tripled)
+    assert len(caplog.records) <= 1, "one sentence at most"
+    assert hits(tripled)
+    assert len(list(code.parent.iterdir())) == 1, "nothing else is left behind"
+
+
+def test_code_of_other_arguments_is_not_believed(folder: Path) -> None:
+    kernel = Kernel(tripled)
+    for dtype in (torch.float32, torch.float64):
+        kernel(torch.zeros(1, dtype=dtype), out=(torch.zeros(1, dtype=dtype),))
+    one, other = folder.glob("*/*.code")
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    assert not hits(tripled)
+
+
+def folder_in_its_place(code: Path) -> None:
+    code.unlink()
+    code.mkdir()
+
+
+def file_for_a_folder(code: Path) -> None:
+    shutil.rmtree(code.parent)
+    code.parent.write_text("")
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path, *_: object) -> None:
+        raise PermissionError(f"no rights to {path}")
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    monkeypatch.setattr(Path, "write_bytes", refused)
+
+
+@pytest.mark.parametrize("obstacle", [folder_in_its_place, file_for_a_folder, unreadable])
+def test_where_code_can_be_neither_read_nor_kept_it_is_compiled(obstacle, folder: Path, monkeypatch) -> None:
+    hits(tripled)
+    (code,) = folder.glob("*/*.code")
+    kernel = Kernel(tripled)
+    _ = kernel._compiled  # it has seen a sound folder
+    obstacle(monkeypatch if obstacle is unreadable else code)
     y = torch.empty(3)
-    Kernel(copied)(torch.arange(3.0), out=(y,))
+    kernel(torch.arange(3.0), out=(y,))
+    assert y.tolist() == [0, 3, 6]
+    assert not kernel._compiled.stats.cache_hits  # type: ignore[attr-defined]
+
+
+def test_without_a_folder_for_its_code_a_kernel_is_compiled_all_the_same(folder: Path) -> None:
+    known: dict[str, Any] = {}
+    exec("def copied(x, y):\n    for i in range(len(x)):\n        y[i] = x[i]\n", known)  # in no file
+    y = torch.empty(3)
+    Kernel(known["copied"])(torch.arange(3.0), out=(y,))
     assert y.tolist() == [0, 1, 2]
+    assert not folder.exists()
+
+
+@Part
+def mixed(x):  # type: ignore[no-untyped-def]
+    total = x.dtype.type(0)
+    for i in range(len(x)):
+        for j in range(len(x)):
+            total += x[i] * x[j] / (1 + x[i] * x[i])
+    return total
+
+
+def all_mixed(x, y):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        y[i] = mixed(x[i]) + mixed(x[i, :3])
+
+
+def test_code_of_a_kernel_calls_none_that_others_may_define(folder: Path) -> None:
+    """Of functions of one name a process takes the one it meets first, and copies are optimised, so rounded, apart."""
+    kernel = Kernel(all_mixed)
+    kernel(torch.ones(2, 50), out=(torch.empty(2),))
+    (overload,) = kernel._compiled.overloads.values()  # type: ignore[attr-defined]
+    shared = {f.name for f in overload.library.get_defined_functions() if f.linkage.name not in ("internal", "private")}
+    assert shared
+    assert all("all_mixed" in name for name in shared)
+
+
+DISTANCES = """
+import sys, torch, oddity
+torch.manual_seed(0)
+net = torch.nn.Sequential(torch.nn.Linear(2, 32), torch.nn.Tanh(), torch.nn.Linear(32, 20)).eval()
+z = torch.randn(100, 2)
+M = oddity.expected_metric(net.requires_grad_(False))
+if sys.argv[2:]:  # another order of loops
+    M.geodesic(z[:2], z[2:4])
+    M.geodesic(z[:2].double(), z[2:4].double(), init=oddity.Roadmap(M, z.double()))
+torch.save([torch.from_numpy(oddity.pairwise_distances(M, z).values) for _ in range(2)], sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_the_first_run_has_the_bits_of_all_later_ones(tmp_path: Path) -> None:
+    """Two that compile at once, one that compiles in another order and by other threads, and one that reads."""
+
+    def start(name: str, code: str, threads: int, *order: str) -> subprocess.Popen[bytes]:
+        told = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / code), "OMP_NUM_THREADS": str(threads)}
+        return subprocess.Popen([sys.executable, "-c", DISTANCES, str(tmp_path / name), *order], env=told)
+
+    at_once = start("a", "one", 1), start("b", "one", 2)
+    assert [run.wait() for run in at_once] == [0, 0]
+    later = start("c", "one", 1), start("d", "other", 2, "reversed")
+    assert [run.wait() for run in later] == [0, 0]
+    first, *others = [D for name in "abcd" for D in torch.load(tmp_path / name)]
+    assert all(torch.equal(first, D) for D in others)
 
 
 def test_what_asks_for_a_derivative_or_lies_elsewhere_is_not_served() -> None:

@@ -102,15 +102,9 @@ class Kernel:
 
     @functools.cached_property
     def _compiled(self) -> Callable[..., None]:
-        import numba
+        from oddity.numerics.compiled import compiled
 
-        f = _joined(self)
-        compiled: Callable[..., None]
-        try:
-            compiled = numba.njit(cache=True, **_COMPILING)(f)
-        except RuntimeError:  # there is no folder that it could keep the code in
-            compiled = numba.njit(**_COMPILING)(f)
-        return compiled
+        return compiled(_joined(self), **_COMPILING)
 
 
 class Part:

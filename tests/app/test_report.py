@@ -56,8 +56,10 @@ def test_a_title_holds_both_lengths(found: Connections) -> None:
     assert found.titles()[0].startswith("west to north: length 1.571 along the geodesic, 1.7")
 
 
-def test_the_environment_is_json() -> None:
-    assert json.loads(json.dumps(environment()))["versions"]["torch"] == torch.__version__
+@pytest.mark.parametrize("build", [torch.__version__, "2.13.0", "2.13.0+cpu", "2.13.0+cu130"])
+def test_the_environment_is_json_and_names_the_build_of_torch(build: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", build)
+    assert json.loads(json.dumps(environment()))["versions"]["torch"] == build
 
 
 def test_nan_is_not_json(tmp_path: Path) -> None:

@@ -210,8 +210,9 @@ def environment() -> dict[str, Any]:
     >>> sorted(environment())
     ['cores', 'platform', 'threads', 'versions']
     """
-    packages = ("torch", "numpy", "scipy", "scikit-learn", "matplotlib")
-    versions = {"oddity": __version__, "python": platform.python_version()}
+    packages = ("numpy", "scipy", "scikit-learn", "matplotlib")
+    # PyTorch's own word names the build too, for CUDA or not, which its distribution does not always
+    versions = {"oddity": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
     return {
         "versions": versions | {name: metadata.version(name) for name in packages},
         "platform": platform.platform(),

@@ -140,9 +140,9 @@ class Part:
 
     def compiled(self) -> Any:
         """What Numba makes of it."""
-        import numba
+        from oddity.numerics.compiled import linked
 
-        return numba.njit(**_COMPILING)(_joined(self))
+        return linked(_joined(self), **_COMPILING)
 
     def told(self) -> list[Any]:
         """What a mark has to tell of it, beside its own function and parts."""

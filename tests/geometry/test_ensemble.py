@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import oddity
+from oddity.numerics.autodiff import Differential
 
 from .cases import decoder, mlp, points
 from .likelihoods import likelihood
@@ -71,23 +72,25 @@ def test_the_frames_of_one_member_at_a_time_are_in_memory(monkeypatch: pytest.Mo
     """Five members take no more memory than one: the numbers of all frames that live at once."""
     alive, most = 0, 0
 
-    class Watched(oddity.Pullback):
-        def frame(self, z: Tensor) -> Tensor:
-            nonlocal alive, most
-            J = super().frame(z)
-            alive += J.numel()
-            most = max(most, alive)
-            weakref.finalize(J, gone, J.numel())
-            return J
+    plain = Differential.value_and_frame
+
+    def watched(self: Differential, z: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal alive, most
+        value, J = plain(self, z)
+        alive += J.numel()
+        most = max(most, alive)
+        weakref.finalize(J, gone, J.numel())
+        return value, J
 
     def gone(count: int) -> None:
         nonlocal alive
         alive -= count
 
+    monkeypatch.setattr(Differential, "value_and_frame", watched)
     monkeypatch.setattr("oddity.geometry.pullback._NUMBERS_IN_MEMORY", 8 * 2 * 30)  # eight points
     maps = [torch.randn(2, 30, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(5)]
     z = torch.randn(50, 2, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    M = oddity.ensemble_metric([Watched(lambda z, W=W: (z @ W).sin()) for W in maps])
+    M = oddity.ensemble_metric([oddity.Pullback(lambda z, W=W: (z @ W).sin()) for W in maps])
     G = M.metric(z)
     torch.testing.assert_close(G, M.frame(z).mT @ M.frame(z))
     alive = most = 0

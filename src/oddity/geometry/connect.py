@@ -296,6 +296,7 @@ def _given(M: Manifold, a: Tensor, b: Tensor, shape: torch.Size, curve: Tensor, 
 
 _CORNERS = 64  # segments, at least, on which the path of a roadmap keeps its corners
 _PLACES = 1536  # where a curve is looked at, at most 1.4 / 1536 of its length from each other: what is wider is seen
+_RANKS = 32  # places on a curve where the rank of the metric is looked at
 _FAR = 4  # times the resolution: a curve with a larger residual is none that its grid resolves
 _JUMP = 1.1  # a curve that is longer than its chain by this factor is put anew on the next grid
 _BY_PUSH = 64  # segments of a line that is measured by derivatives
@@ -347,6 +348,7 @@ class _Race:
         self.solver, self.count, self.dim = solver, count, starts.shape[-1]
         self.length, self.error = starts.new_full((total,), torch.inf), starts.new_zeros(total)
         self.lines = starts.new_zeros(0, dtype=torch.long)  # pairs whose straight line was taken in the end
+        self.flat = torch.zeros(total, dtype=torch.bool, device=starts.device)  # where the metric loses a direction
         self.slip = self.error.clone()  # of the length of the curve itself
         self.speed, self.decrement = starts.new_zeros(total), starts.new_zeros(total)
         self.stationary = torch.zeros(total, dtype=torch.bool, device=starts.device)
@@ -490,7 +492,7 @@ class _Race:
         found, measured = self._solve_to_the_end(entrants, chains, widths)
         self.slip[entrants] = measured.error / 4  # what extrapolation took off the length, from grid to grid a quarter
         if self.bars is not None:  # in a table there is nothing that its nodes do not know
-            self._look(found.points, widths, measured)
+            self._look(entrants, found.points, widths, measured)
         resolved = measured.resolved(self.solver.resolution, last)
         self.length[entrants], self.error[entrants] = measured.length, measured.error
         self.speed[entrants], self.decrement[entrants] = measured.speed, found.decrement
@@ -552,7 +554,7 @@ class _Race:
             on[behind] = ~(apart <= _SAME * length[behind])
         return on
 
-    def _look(self, points: Tensor, widths: Tensor, measured: _Measured) -> None:
+    def _look(self, entrants: Tensor, points: Tensor, widths: Tensor, measured: _Measured) -> None:
         """Look at curves that seem resolved at irregular places, and correct what was measured of them.
 
         What is published is what is looked at. A layered function is looked at in some of its outputs, and what they
@@ -578,10 +580,19 @@ class _Race:
         measured.steps[seems] = torch.where(off, (steps + more).clamp(min=0), steps)
         measured.missed[seems] += torch.where(off, more.abs(), 0.0)
         if view.whole:  # else loops know a map into flat space, whose chains are no longer than geodesics
+            self.flat[entrants[seems]] = self._loses_rank(curve)
             measured.error[seems] += self._residual(curve, measured.length[seems])
             unsure = measured.error[seems] > _FAR * self.solver.resolution * measured.length[seems]
             measured.fourth[seems] = torch.where(unsure, 0.0, measured.fourth[seems])
             measured.coarse[seems] = torch.where(unsure, 0.0, measured.coarse[seems])
+
+    def _loses_rank(self, curve: Tensor) -> Tensor:
+        """Whether the metric costs nothing in a direction on a part of a curve, where nothing holds it: ``(B,)``."""
+        z = curve[:, :: max(1, (curve.shape[1] - 1) // _RANKS)]
+        values = torch.linalg.eigvalsh(self.M._grams(z, torch.float64).nan_to_num(0, 0, 0))  # (B, k, d)
+        rank = (values > torch.finfo(curve.dtype).eps ** 2 * values.amax((1, 2), keepdim=True)).sum(-1)
+        loses: Tensor = rank.amin(1) < rank.amax(1)
+        return loses
 
     def _residual(self, curve: Tensor, length: Tensor) -> Tensor:
         """How much shorter curves are about to get on an irregular grid, by the residual of their equation: ``(B,)``.
@@ -601,6 +612,9 @@ class _Race:
         """Whether each curve converged, and if not, why."""
         assert self.bars is not None
         why, converged = list(self.why), self.stationary & self.resolved
+        for i in (converged & self.flat).nonzero().flatten().tolist():
+            why[i] = "a direction costs nothing on a part of the curve: add a ridge, e.g. M + 1e-3 * Euclidean()"
+        converged = converged & ~self.flat
         longer = torch.zeros_like(converged)
         for bar in self.bars:
             lengths = bar.measured(self.M, lambda x: self.longer(x).reshape(self.count, -1).any(0))

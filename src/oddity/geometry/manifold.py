@@ -623,7 +623,7 @@ class Manifold(abc.ABC):
         ...                     / (1 + z.square().sum(-1, keepdim=True)))
         >>> a, b = torch.zeros(2), torch.tensor([0.5, 0.0], requires_grad=True)
         >>> S.dist(a, b).backward()
-        >>> [round(x, 2) for x in b.grad.tolist()]  # 2 / (1 + 0.25)
+        >>> [round(x, 2) + 0.0 for x in b.grad.tolist()]  # 2 / (1 + 0.25)
         [1.6, 0.0]
         """
         from oddity.geometry.maps import dist

@@ -34,6 +34,7 @@ _WIDE: dict[str, _Ceiling] = {"scale": lambda scale: _FAR * float(scale.max())}
 _CEILINGS: dict[type[Distribution], dict[str, _Ceiling]] = {
     laws.Bernoulli: _HALF,
     laws.Binomial: _HALF,
+    laws.ContinuousBernoulli: {"logits": lambda _: 0.0},  # the uniform law
     laws.Categorical: _UNIFORM,
     laws.OneHotCategorical: _UNIFORM,
     laws.Multinomial: _UNIFORM,

@@ -298,6 +298,7 @@ _CORNERS = 64  # segments, at least, on which the path of a roadmap keeps its co
 _PLACES = 1536  # where a curve is looked at, at most 1.4 / 1536 of its length from each other: what is wider is seen
 _RANKS = 32  # places on a curve where the rank of the metric is looked at
 _FAR = 4  # times the resolution: a curve with a larger residual is none that its grid resolves
+_FINE = 64  # segments, from which on only what is narrow is stepped over
 _JUMP = 1.1  # a curve that is longer than its chain by this factor is put anew on the next grid
 _BY_PUSH = 64  # segments of a line that is measured by derivatives
 _NOISY = 1e4  # chords of less than so many times their rounding do not tell whether a chain is stationary
@@ -444,7 +445,7 @@ class _Race:
         """
         finer, times = _refined(points, widths, measured)
         jumps = (measured.length > _JUMP * measured.coarse).nonzero()[:, 0]
-        if len(jumps):
+        if len(jumps) and widths.shape[1] >= _FINE:
             c = points[jumps]
             fine = interpolate_chain(c, _irregular(_PLACES, c))
             finer[jumps] = resampled(self.M, fine, 2 * (c.shape[1] - 1))

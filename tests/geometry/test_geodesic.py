@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -600,3 +601,48 @@ def test_a_sketch_saves_time_and_touches_no_result() -> None:
     torch.testing.assert_close(with_sketch.length, without.length, rtol=1e-3, atol=0)
     flat = Euclidean()
     assert flat.sketch(z) is flat
+
+
+# -- what lies between nodes, cells and codes -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [3e-3, 1e-3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_wall_between_the_nodes_is_seen(width: float, dtype: torch.dtype) -> None:
+    height = 2.5 / (width * (2 * torch.pi) ** 0.5)
+    M = Conformal(lambda z: 1 + height * torch.exp(-((z[:, 0] / width) ** 2) / 2), dim=2)
+    g = M.geodesic(torch.tensor([-1.0, 0.03], dtype=dtype), torch.tensor([1.0, -0.02], dtype=dtype))
+    own = M.length(g(torch.linspace(0, 1, 20001, dtype=dtype)))
+    assert not g.converged or (own - g.length).abs() <= 0.01 * own
+
+
+@pytest.mark.parametrize("opening", [4e-3, 3e-2])
+def test_no_curve_is_longer_than_the_way_through_a_gap_that_codes_line(
+    opening: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table whose cells are wider than the gap is not used, even if it is close enough at nine in ten places."""
+    monkeypatch.setattr("oddity.geometry.tabulated._CLOSE", 10.0)
+
+    def scale(z: Tensor) -> Tensor:
+        wall = 10 * torch.exp(-((z[:, 0] / 0.1) ** 2) / 2)
+        return 1 + wall * (1 - torch.exp(-(((z[:, 1] - 0.5) / opening) ** 2) / 2))
+
+    M = Pullback(lambda z: 1 * z, Conformal(scale))
+    codes = 2.2 * torch.rand(200, 2, generator=torch.Generator().manual_seed(7), dtype=torch.float64) - 1.1
+    way = torch.linspace(-0.2, 0.2, 100, dtype=torch.float64)
+    roads = Roadmap(M, torch.cat([codes, torch.stack([way, torch.full_like(way, 0.5)], 1)]))
+    assert roads.sketch is M
+    a, b = torch.tensor([[-1.0, 0.0], [-0.9, -0.6]]).double(), torch.tensor([[1.0, 0.2], [0.8, 0.9]]).double()
+    g = M.geodesic(a, b, init=roads).require()
+    through = torch.stack([a, a.new_tensor([-0.3, 0.5]).expand_as(a), a.new_tensor([0.3, 0.5]).expand_as(a), b], 1)
+    t = torch.linspace(0, 1, 2001, dtype=torch.float64)[:, None]
+    longest = sum(M.length(x[:, None] + t * (y - x)[:, None]) for x, y in pairwise(through.unbind(1)))
+    assert (g.length <= longest).all()
+
+
+def test_a_metric_that_loses_a_direction_on_the_way_certifies_nothing() -> None:
+    """In a band along the second axis the first coordinate costs nothing."""
+    M = Pullback(lambda z: torch.cat([torch.relu(z[:, :1] - 0.3) - torch.relu(-z[:, :1] - 0.3), z[:, 1:]], 1))
+    g = M.geodesic(torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 0.5]))
+    assert not g.converged
+    assert "a direction costs nothing on a part of the curve" in g.why

@@ -322,3 +322,69 @@ def test_the_laws_find_an_override_that_changes_the_meaning(kind: type[Round], l
     with pytest.raises(AssertionError, match=law):
         check_manifold(kind(), z, [law])
     check_manifold(Round(), z, [law])
+
+
+# -- derivatives that are not known, verdicts without a place ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("which", [0, 1])
+def test_dist_is_differentiable_once(dtype: torch.dtype, which: int) -> None:
+    ends = [x.to(dtype) for x in pairs()]
+    ends[which].requires_grad_()
+    (slope,) = torch.autograd.grad(Pullback(embedded_sphere).dist(*ends).sum(), ends[which], create_graph=True)
+    with pytest.raises(RuntimeError, match="dist is differentiable once"):
+        torch.autograd.grad(slope.sum(), ends[which])
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("method", ["exp", "log"])
+def test_numerical_maps_raise_when_they_are_asked_for_a_gradient(method: str, which: int) -> None:
+    ends = list(pairs(scale=0.1))
+    ends[which].requires_grad_()
+    value = getattr(Pullback(embedded_sphere), method)(*ends)
+    torch.testing.assert_close(value.detach(), getattr(Sphere(2), method)(*ends).detach(), rtol=1e-3, atol=1e-4)
+    with pytest.raises(RuntimeError, match=f"{method} found numerically has no derivative"):
+        value.sum().backward()
+
+
+@pytest.mark.parametrize("M", ["sum", "rbf"])
+def test_gradient_of_the_distance_is_the_momentum(M: str) -> None:
+    """Against differences of distances on a fine grid; a gradient is a unit covector."""
+    torch.manual_seed(0)
+    z = torch.randn(12, 2, dtype=torch.float64)
+    net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 30)).double().eval()
+    rbf = oddity.RBFPrecision.from_codes(z, 30)
+    with torch.no_grad():
+        rbf.weight.copy_(20 + 100 * torch.rand(rbf.weight.shape).double())
+    decoder = oddity.GaussianDecoder(net, rbf).double().eval().requires_grad_(False)
+    metric = oddity.expected_metric(decoder) if M == "rbf" else Pullback(net) + 0.5 * Sphere(2)
+    a, b, fine = z[:6], z[6:].clone().requires_grad_(), ChainSolver(segments=128, tolerance=1e-14)
+    (slope,) = torch.autograd.grad(metric.dist(a, b).sum(), b)
+    b, step, init = b.detach(), 1e-5, metric.geodesic(a, b.detach(), solver=fine).points
+    for i, e in enumerate(torch.eye(2, dtype=torch.float64) * step):
+        shift = torch.linspace(0, 1, init.shape[1], dtype=torch.float64)[:, None] * e
+        ahead, behind = (metric.geodesic(a, b + s * e, init=init + s * shift, solver=fine).length for s in (1, -1))
+        torch.testing.assert_close(slope[:, i], (ahead - behind) / (2 * step), rtol=1e-4, atol=1e-4)
+
+
+def test_dist_warns_with_the_number_of_pairs_that_did_not_converge() -> None:
+    few = ChainSolver(max_iterations=1, resolution=1e-9)
+    with pytest.warns(
+        oddity.ConvergenceWarning, match=r"3 of 3 geodesics did not converge.*M.geodesic\(a, b\)"
+    ) as said:
+        Pullback(embedded_sphere).dist(*(x[:3] for x in pairs()), solver=few)
+    assert said[0].filename == __file__
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-4, 1e-3, 1e-2])
+def test_near_pairs_have_their_distance_in_single_precision(scale: float) -> None:
+    torch.manual_seed(1)
+    net = torch.nn.Sequential(torch.nn.Linear(2, 32), torch.nn.Tanh(), torch.nn.Linear(32, 20)).eval()
+    z, u = torch.randn(2, 20, 2)
+    ends = z, z + scale * u
+    g = Pullback(net).geodesic(*ends).require()
+    v = Pullback(net).log(*ends)
+    true = Pullback(net.double()).geodesic(*(x.double() for x in ends)).require()
+    assert ((g.length - true.length).abs() <= g.length_error + 1e-6 * true.length).all()
+    torch.testing.assert_close(v, ends[1] - ends[0], rtol=0.02, atol=0.02 * scale)

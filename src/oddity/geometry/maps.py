@@ -200,7 +200,7 @@ def dist(M: Manifold, a: Tensor, b: Tensor, *, init: Init = None, solver: ChainS
     by_ends = (at_a * (a - a.detach()) + at_b * (b - b.detach())).sum(-1)  # the geodesic gets shorter by its momentum
     change = (energy - energy.detach() - by_ends) / torch.where(g.length > 0, g.length, 1.0)
     known = (g.length > 0) & at_a.isfinite().all(-1) & at_b.isfinite().all(-1)
-    distance: Tensor = _warned(g).length + _Once.apply(torch.where(known, change, 0.0), "dist")  # type: ignore[no-untyped-call]
+    distance: Tensor = _warned(g).length + _Once.apply(torch.where(known, change, 0.0))  # type: ignore[no-untyped-call]
     return distance
 
 
@@ -228,59 +228,46 @@ def _warned(g: Geodesic) -> Geodesic:
     return g
 
 
-def _without_gradient(value: Tensor, name: str, z: Tensor, v: Tensor) -> Tensor:
+_NO_DERIVATIVE = (
+    "{} found numerically has no derivative here; M.dist has one, by its ends and by the decoder, and exp and log of "
+    "closed-form spaces such as oddity.Sphere do"
+)
+_ONCE = (
+    "dist is differentiable once: its gradient holds the solved curve still, which a second derivative must not; take "
+    "differences of gradients"
+)
+
+
+def _without_gradient(value: Tensor, name: str, *ends: Tensor) -> Tensor:
     """A result that raises where somebody asks it for a gradient, in place of none."""
-    if torch.is_grad_enabled() and (z.requires_grad or v.requires_grad):
-        value = _Refused.apply(value, name, z, v)  # type: ignore[no-untyped-call]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in ends):
+        value = _Refused.apply(value, _NO_DERIVATIVE.format(name), *ends)  # type: ignore[no-untyped-call]
     return value
 
 
 class _Refused(torch.autograd.Function):
-    """A value whose derivative is not known: asking for it raises."""
+    """A value that raises a sentence when it is differentiated by the tensors that it comes of."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, name: str, *of: Tensor) -> Tensor:
-        del of
-        ctx.name = name
+    def forward(ctx: Any, value: Tensor, sentence: str, *_of: Tensor) -> Tensor:
+        ctx.sentence = sentence
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError(
-            f"{ctx.name} found numerically has no derivative here; M.dist has one, by its ends and by the decoder, and "
-            "exp and log of closed-form spaces such as oddity.Sphere do"
-        )
+        raise RuntimeError(ctx.sentence)
 
 
 class _Once(torch.autograd.Function):
-    """The same value, once differentiable: a gradient of the gradient raises, since held points would make it wrong."""
+    """The same value; its gradient refuses to be differentiated again."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, name: str) -> Tensor:
-        ctx.name = name
+    def forward(ctx: Any, value: Tensor) -> Tensor:
         ctx.save_for_backward(value)
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (value,) = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return _Twice.apply(grads[0], value, ctx.name), None  # type: ignore[no-untyped-call]
-        return grads[0], None
-
-
-class _Twice(torch.autograd.Function):
-    """A gradient that refuses to be differentiated again."""
-
-    @staticmethod
-    def forward(ctx: Any, slope: Tensor, value: Tensor, name: str) -> Tensor:
-        del value
-        ctx.name = name
-        return slope.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError(
-            f"{ctx.name} is differentiable once: its gradient holds the solved curve still, which a second derivative "
-            "must not; take differences of gradients"
-        )
+    def backward(ctx: Any, *slopes: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return slopes[0]
+        return _Refused.apply(slopes[0], _ONCE, *ctx.saved_tensors)  # type: ignore[no-untyped-call]

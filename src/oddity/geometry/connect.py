@@ -614,7 +614,7 @@ class _Race:
         assert self.bars is not None
         why, converged = list(self.why), self.stationary & self.resolved
         for i in (converged & self.flat).nonzero().flatten().tolist():
-            why[i] = "a direction costs nothing on a part of the curve: add a ridge, e.g. M + 1e-3 * Euclidean()"
+            why[i] = "a direction costs nothing on a part of the curve: add a ridge"
         converged = converged & ~self.flat
         longer = torch.zeros_like(converged)
         for bar in self.bars:

@@ -135,8 +135,8 @@ def _raced(M: Manifold, a: Tensor, b: Tensor, init: Init, solver: ChainSolver) -
         points[i] = resampled(M, _line(a[i : i + 1], b[i : i + 1], solver.max_segments), points.shape[1] - 1)[0]
         length[i], gap[i] = line[i], 0
     rounding = 4 * (M._rounding((a + b) / 2) + torch.finfo(a.dtype).eps * length)
-    error = torch.where(length > 0, torch.maximum(race.error[pick], gap) + rounding, 0.0)
-    if not bool(converged.all()):
+    error = torch.where(length == 0, 0.0, torch.maximum(race.error[pick], gap) + rounding)
+    if "line" in names and not bool(converged.all()):  # a curve that was asked for is what it is
         near, straight, off = _near_lines(M, a, b, ~converged, solver)
         points[near], length[near], error[near] = _line(a[near], b[near], points.shape[1] - 1), straight, off
         converged[near], race.lines = True, near
@@ -170,14 +170,16 @@ def _near_lines(M: Manifold, a: Tensor, b: Tensor, which: Tensor, solver: ChainS
     """
     noise = solver.segments * M._rounding((a + b) / 2)
     near = (which & (M._steps(torch.stack([a, b], 1))[:, 0] < _NOISY * noise)).nonzero()[:, 0]
-    t = _irregular(_BY_PUSH, a)
+    if len(near) == 0:
+        return near, a.new_zeros(0), a.new_zeros(0)
+    t = _irregular(_PLACES, a)
     z, v = (x.flatten(0, 1) for x in (_at(a[near], b[near], t), (b - a)[near, None].expand(-1, len(t), -1)))
     speed, turn = (
         torch.linalg.vector_norm(M.push(z, u), dim=-1).reshape(len(near), len(t)) for u in (v, M._acceleration(z, v))
     )
     length = torch.trapezoid(speed, t)
     share = (turn.amax(-1) / length).square() / 24
-    error = (speed.amax(-1) - speed.amin(-1)) / _BY_PUSH + (share + torch.finfo(a.dtype).eps) * length
+    error = (speed.amax(-1) - speed.amin(-1)) / _PLACES + (share + torch.finfo(a.dtype).eps) * length
     sure = share <= _SURE * solver.resolution
     return near[sure], length[sure], error[sure]
 
@@ -300,7 +302,6 @@ _RANKS = 32  # places on a curve where the rank of the metric is looked at
 _FAR = 4  # times the resolution: a curve with a larger residual is none that its grid resolves
 _FINE = 64  # segments, from which on only what is narrow is stepped over
 _JUMP = 1.1  # a curve that is longer than its chain by this factor is put anew on the next grid
-_BY_PUSH = 64  # segments of a line that is measured by derivatives
 _NOISY = 1e4  # chords of less than so many times their rounding do not tell whether a chain is stationary
 _SURE = 1e-2  # of the resolution: by how much a line may be longer than the geodesic it stands for
 _GLIMPSE = 96  # outputs of a layered function that are looked at
@@ -402,7 +403,7 @@ class _Race:
         kept = [(grid, ~torch.isin(grid[0], again)) for grid in self.grids]
         self.grids = [(ended[keep], points[keep], widths[keep]) for (ended, points, widths), keep in kept]
         self.iterations[again], self.segments[again], self.length[again] = 0, 0, torch.inf
-        self.stationary[again], self.resolved[again] = False, False
+        self.stationary[again], self.resolved[again], self.flat[again] = False, False, False
         for i in again.tolist():
             self.why[i] = _GIVEN_UP
         return again
@@ -493,7 +494,7 @@ class _Race:
         found, measured = self._solve_to_the_end(entrants, chains, widths)
         self.slip[entrants] = measured.error / 4  # what extrapolation took off the length, from grid to grid a quarter
         if self.bars is not None:  # in a table there is nothing that its nodes do not know
-            self._look(entrants, found.points, widths, measured)
+            self._look(entrants, found.points, widths, measured, last)
         resolved = measured.resolved(self.solver.resolution, last)
         self.length[entrants], self.error[entrants] = measured.length, measured.error
         self.speed[entrants], self.decrement[entrants] = measured.speed, found.decrement
@@ -555,13 +556,13 @@ class _Race:
             on[behind] = ~(apart <= _SAME * length[behind])
         return on
 
-    def _look(self, entrants: Tensor, points: Tensor, widths: Tensor, measured: _Measured) -> None:
+    def _look(self, entrants: Tensor, points: Tensor, widths: Tensor, measured: _Measured, last: bool) -> None:
         """Look at curves that seem resolved at irregular places, and correct what was measured of them.
 
         What is published is what is looked at. A layered function is looked at in some of its outputs, and what they
         miss between the nodes counts as the same share of all.
         """
-        seems = measured.resolved(self.solver.resolution).nonzero()[:, 0]
+        seems = measured.resolved(self.solver.resolution, last).nonzero()[:, 0]
         if len(seems) == 0:
             return
         c, h = points[seems], widths[seems]
@@ -766,7 +767,7 @@ class _View:
 
 def _irregular(n: int, like: Tensor) -> Tensor:
     """Times from 0 to 1 at n distances between 0.6 / n and 1.4 / n that no grid has: by the golden ratio."""
-    k = torch.arange(n + 1, dtype=torch.float64)
+    k = torch.arange(n + 1, dtype=torch.float64, device="cpu")
     t = (k + 0.4 * ((k * ((5**0.5 - 1) / 2)) % 1 - 0.5)) / n
     t[0], t[-1] = 0, 1
     return t.to(like)

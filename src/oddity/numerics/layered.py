@@ -63,12 +63,12 @@ class LayeredProgram(NamedTuple):
         for before, width, at, first, code, place in self.table.tolist():
             few = -(-most // COLUMNS) * COLUMNS
             count = few if place & _LAST and few < width else width
-            kept = torch.linspace(0, width - 1, count).long()
+            kept = torch.linspace(0, width - 1, count, device="cpu").long()
             matrices.append(self.matrices[at : at + before * width].reshape(before, width)[:, kept].flatten())
             units.append(self.units[:, first : first + width][:, kept])
             table.append((before, count, start, unit, code, place))
             start, unit = start + before * count, unit + count
-        return LayeredProgram(torch.cat(matrices), torch.cat(units, 1), torch.tensor(table))
+        return LayeredProgram(torch.cat(matrices), torch.cat(units, 1), torch.tensor(table, device="cpu"))
 
     def fits(self, c: Tensor) -> bool:
         """Whether it can be asked at chains ``(B, n+1, d)``."""

@@ -646,3 +646,36 @@ def test_a_metric_that_loses_a_direction_on_the_way_certifies_nothing() -> None:
     g = M.geodesic(torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 0.5]))
     assert not g.converged
     assert "a direction costs nothing on a part of the curve" in g.why
+
+
+def bump(at: float, width: float, turns: float, offset: float) -> Pullback:
+    """A line with a bump that is narrower than a segment, on a circle or far from the origin."""
+
+    def f(z: Tensor) -> Tensor:
+        t = z[:, :1]
+        way = torch.cat([(turns * t).cos(), (turns * t).sin()], 1) if turns else t
+        return torch.cat([way, torch.exp(-(((t - at) / width) ** 2) / 2), torch.full_like(t, offset)], 1)
+
+    return Pullback(f)
+
+
+@pytest.mark.parametrize(
+    ("M", "dtype", "solver"),
+    [
+        (bump(0.515625, 2e-3, 6.0, 0.0), torch.float64, ChainSolver(max_segments=16)),  # resolved to fourth order only
+        (bump(0.508, 1e-3, 0.0, 100.0), torch.float32, ChainSolver()),  # a chord is little beside its ends
+    ],
+)
+def test_a_bump_is_seen_on_the_last_grid_and_beside_large_values(
+    M: Pullback, dtype: torch.dtype, solver: ChainSolver
+) -> None:
+    a = torch.zeros(1, dtype=dtype)
+    g = M.geodesic(a, a + 1, solver=solver)
+    true = M.length(torch.linspace(0, 1, 40001, dtype=torch.float64)[:, None])
+    assert not g.converged or (g.length - true).abs() <= g.length_error
+
+
+def test_a_failure_among_decoders_that_take_no_empty_batch_is_told() -> None:
+    M = Pullback(lambda z: torch.stack([z, z.sin()], -1).reshape(len(z), -1))
+    g = M.geodesic(torch.zeros(2, 2), torch.ones(2, 2), solver=ChainSolver(max_iterations=1, tolerance=1e-30))
+    assert not g.converged.any()

@@ -3,8 +3,12 @@
 import itertools
 
 import numpy as np
+import pytest
+from joblib import parallel_config, register_parallel_backend
+from joblib.parallel import ParallelBackendBase
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, dijkstra
+from sklearn.neighbors import NearestNeighbors
 
 from oddity.numerics.graph import Routes, bridge, knn_edges, shortest_paths
 
@@ -19,6 +23,29 @@ def test_knn_edges_are_the_nearest() -> None:
     np.fill_diagonal(distance, np.inf)
     wanted = {tuple(sorted((i, j))) for i in range(60) for j in np.argsort(distance[i])[:4].tolist()}
     assert {tuple(e) for e in knn_edges(points, 4).tolist()} == wanted
+
+
+class Refusing(ParallelBackendBase):
+    """A backend of joblib to which nothing may be sent."""
+
+    supports_sharedmem = True
+
+    def effective_n_jobs(self, n_jobs: int) -> int:
+        return n_jobs
+
+    def submit(self, *_: object, **__: object) -> None:
+        raise AssertionError("sent away")
+
+
+def test_searches_are_not_sent_to_the_processes_that_a_caller_asked_for() -> None:
+    register_parallel_backend("refusing", Refusing)
+    points = cloud()
+    alone = knn_edges(points, 4)
+    with parallel_config(backend="refusing", n_jobs=2):
+        with pytest.raises(AssertionError, match="sent away"):
+            NearestNeighbors().fit(points).kneighbors()
+        assert (knn_edges(points, 4) == alone).all()
+        bridge(points, alone)
 
 
 def test_bridges_connect_and_are_few() -> None:

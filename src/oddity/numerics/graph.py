@@ -1,5 +1,7 @@
 """Neighbour graphs and shortest paths on them: global starts for curves that are then refined locally."""
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
@@ -10,6 +12,9 @@ __all__ = ["Routes", "bridge", "components", "distances_from", "knn_edges", "sho
 
 Points = NDArray[np.floating]
 Edges = NDArray[np.int64]
+
+# One job: a search takes less time than it takes joblib's processes, which a caller may have asked for, to hear of it
+_NEAREST = partial(NearestNeighbors, n_jobs=1)
 
 
 def knn_edges(points: Points, k: int) -> Edges:
@@ -23,7 +28,7 @@ def knn_edges(points: Points, k: int) -> Edges:
     n = len(points)
     if n < 2:
         return np.empty((0, 2), np.int64)
-    neighbours = NearestNeighbors(n_neighbors=min(k, n - 1)).fit(points).kneighbors(return_distance=False)
+    neighbours = _NEAREST(n_neighbors=min(k, n - 1)).fit(points).kneighbors(return_distance=False)
     pairs = np.stack([np.repeat(np.arange(n), neighbours.shape[1]), neighbours.ravel()], 1)
     return np.unique(np.sort(pairs, 1), axis=0).astype(np.int64)
 
@@ -56,7 +61,7 @@ def bridge(points: Points, edges: Edges) -> Edges:
             return np.array(found, np.int64).reshape(-1, 2)
         inside = label == np.bincount(label).argmin()
         inner, outer = np.flatnonzero(inside), np.flatnonzero(~inside)
-        distance, nearest = NearestNeighbors(n_neighbors=1).fit(points[outer]).kneighbors(points[inner])
+        distance, nearest = _NEAREST(n_neighbors=1).fit(points[outer]).kneighbors(points[inner])
         best = int(distance[:, 0].argmin())
         found.append((int(min(inner[best], outer[nearest[best, 0]])), int(max(inner[best], outer[nearest[best, 0]]))))
 

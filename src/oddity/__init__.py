@@ -47,6 +47,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; at run time the same na
     from oddity.geometry.uncertainty import squared_speed_variance as squared_speed_variance
     from oddity.models.blend import EntropyBlend as EntropyBlend
     from oddity.models.conv_rbf import ConvRBFPrecision as ConvRBFPrecision
+    from oddity.models.distance_scale import DistanceScale as DistanceScale
     from oddity.models.ensemble import Ensemble as Ensemble
     from oddity.models.ensemble import fit_ensemble as fit_ensemble
     from oddity.models.ensemble import load_ensemble as load_ensemble
@@ -103,6 +104,7 @@ _HOME = {
         ],
         "oddity.models.blend": ["EntropyBlend"],
         "oddity.models.conv_rbf": ["ConvRBFPrecision"],
+        "oddity.models.distance_scale": ["DistanceScale"],
         "oddity.models.ensemble": ["Ensemble", "fit_ensemble", "load_ensemble", "save_ensemble"],
         "oddity.models.rbf": ["RBFPrecision"],
         "oddity.models.storage": ["SavedModel", "load_model", "save_model"],

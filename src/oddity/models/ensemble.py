@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from oddity._version import __version__
 from oddity.models.checks import check_whole, layers_of
 from oddity.models.layers import Output
+from oddity.models.rbf import DEFAULT_MIN_STD
 from oddity.models.storage import fault_of, read_folder, rebuilt, write_folder
 from oddity.models.training import (
     _MEMBER,
@@ -33,7 +34,7 @@ from oddity.models.training import (
     _seed,
     _together,
 )
-from oddity.models.vae import DEFAULT_MIN_STD, VAE, Architecture
+from oddity.models.vae import VAE, Architecture
 from oddity.numerics.ambient import door, doors
 
 __all__ = ["Ensemble", "fit_ensemble", "load_ensemble", "save_ensemble"]

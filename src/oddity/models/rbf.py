@@ -26,6 +26,13 @@ from oddity.numerics.stages import Stage, largest_exponent
 #: above any error on data in [0, 1]. A smaller value makes a higher wall and a stiffer metric.
 DEFAULT_ZETA = 1e-2
 
+#: Standard deviation of the observation noise: no decoder of this library promises more than two digits of
+#: data of unit size, which also keeps the precision of a constant pixel finite.
+DEFAULT_MIN_STD = 1e-2
+
+#: Centres and their reach, where one of the two is given and not the other.
+DEFAULT_CENTRES, DEFAULT_A = 64, 2.0
+
 _TOO_SMALL = 0.1  # a cluster radius below this share of the median radius is raised to it
 _BLOCK = 1 << 20  # numbers in one (rows, outputs) block of the likelihood: 4 MB in float32
 
@@ -178,12 +185,91 @@ def placed(z: Tensor, n_centres: int, a: float, seed: int) -> tuple[Tensor, Tens
 
 
 @doors
-class RBFPrecision(nn.Module):
+class PrecisionNetwork(nn.Module):
+    r"""A standard deviation ``beta(z)^{-1/2}`` whose precision ``beta(z) = W v(z) + zeta`` is linear in activations.
+
+    The activations v(z), each from 0 to 1, say near which data a code is; the weight ``W >= 0``, (D, K), says how
+    precise each output is there, and :class:`WeightLikelihood` finds it. Calling the module returns the **standard
+    deviation**, never the precision: mistaking one for the other turns the wall into a well.
+    """
+
+    zeta: Tensor
+    weight: Tensor
+
+    def check(self) -> None:
+        """Check what was loaded as the constructor checks what it is given.
+
+        Raises
+        ------
+        ValueError
+            When a constant is not positive and finite, or a weight is negative.
+        """
+        full_zeta(self.zeta, self.out_features)
+        for name, weight in self.named_parameters():
+            if (least := float(weight.detach().min())) < 0:
+                raise ValueError(f"{name} of the bumps holds {least:g}: weights must not be negative")
+
+    @property
+    def out_features(self) -> int:
+        """The number of outputs D."""
+        return len(self.weight)
+
+    def activations(self, z: Tensor) -> Tensor:
+        """Return the activations v(z): (*, d) -> (*, K)."""
+        raise NotImplementedError
+
+    def overlap(self) -> Tensor:
+        """How many activations there are, in sum, where each one is highest: (K,)."""
+        raise NotImplementedError
+
+    def precision(self, z: Tensor) -> Tensor:
+        """Return ``beta(z) = W v(z) + zeta``: (*, d) -> (*, D)."""
+        return nn.functional.linear(self.activations(z), self.weight, self.zeta)
+
+    def std(self, z: Tensor) -> Tensor:
+        """Return the standard deviation ``beta(z)^{-1/2}``: (*, d) -> (*, D)."""
+        return self.precision(z).rsqrt()
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return the standard deviation, as :meth:`std`: (*, d) -> (*, D)."""
+        return self.std(z)
+
+    @property
+    def expand_std(self) -> ClosedForm:
+        """The expansion of :meth:`std` to second order in closed form, (N, d)."""
+        raise NotImplementedError
+
+    def std_jacobian(self, z: Tensor) -> Tensor:
+        """Return the Jacobian of :meth:`std` in closed form: (*, d) -> (*, D, d)."""
+        frame = self.expand_std(z.reshape(-1, z.shape[-1])).frame
+        return frame.permute(1, 2, 0).reshape(*z.shape[:-1], self.out_features, z.shape[-1])
+
+    def wall(self) -> Wall:
+        """Estimate the wall around the data."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def begin(self, wanted: Tensor) -> None:
+        """Set the weight: (D, K)."""
+        self.weight.copy_(wanted)
+
+    @torch.no_grad()
+    def improve(self, gain: Tensor, loss: Tensor, largest: float) -> None:
+        """Multiply the weight by gain / loss, each (D, K), and keep it from 0 to ``largest``."""
+        self.weight.copy_(self._without_dust((self.weight.double() * gain / loss).clamp(max=largest)))
+
+    def _without_dust(self, weight: Tensor) -> Tensor:
+        """The weight without what is below rounding next to zeta, whose product with a bump could be subnormal."""
+        dust = weight < torch.finfo(self.zeta.dtype).eps * self.zeta[:, None]
+        return weight.masked_fill(dust, 0)
+
+
+@doors
+class RBFPrecision(PrecisionNetwork):
     r"""A standard deviation whose inverse square is a positive sum of Gaussian bumps.
 
     ``beta(z) = W v(z) + zeta``, ``v_k(z) = exp(-lambda_k |z - c_k|^2)``, ``W >= 0``, and
-    ``std(z) = beta(z)^{-1/2}``. Calling the module returns the **standard deviation**, never the precision:
-    mistaking one for the other turns the wall into a well.
+    ``std(z) = beta(z)^{-1/2}``. Calling the module returns the **standard deviation**, never the precision.
 
     Activations are bounded below near 1e-17 in float32 (1e-139 in float64), so that neither they nor their
     squares are subnormal numbers, which would slow a processor down 10 to 100 times. The bound adds at
@@ -227,10 +313,10 @@ class RBFPrecision(nn.Module):
         self, centres: Tensor, bandwidths: Tensor, out_features: int, *, zeta: float | Tensor = DEFAULT_ZETA
     ) -> None:
         super().__init__()
-        _check_constants(centres, bandwidths, out_features)
+        check_bumps(centres, bandwidths, out_features)
         self.register_buffer("centres", centres.detach().clone())
         self.register_buffer("bandwidths", bandwidths.detach().to(centres.dtype).clone())
-        self.register_buffer("zeta", _full_zeta(zeta, out_features).to(centres))
+        self.register_buffer("zeta", full_zeta(zeta, out_features).to(centres))
         self.weight = nn.Parameter(centres.new_ones(out_features, len(centres)))
 
     def check(self) -> None:
@@ -241,32 +327,16 @@ class RBFPrecision(nn.Module):
         ValueError
             When a constant is not positive and finite, or a weight is negative.
         """
-        _check_constants(self.centres, self.bandwidths, self.out_features)
-        _full_zeta(self.zeta, self.out_features)
-        for name, weight in self.named_parameters():
-            if (least := float(weight.detach().min())) < 0:
-                raise ValueError(f"{name} of the bumps holds {least:g}: weights must not be negative")
-
-    @property
-    def out_features(self) -> int:
-        """The number of outputs D."""
-        return len(self.weight)
+        check_bumps(self.centres, self.bandwidths, self.out_features)
+        super().check()
 
     def activations(self, z: Tensor) -> Tensor:
         """Return the bumps ``v_k(z) = exp(-lambda_k |z - c_k|^2)``: (*, d) -> (*, K)."""
         return torch.exp(-self._exponent(z).clamp(max=largest_exponent(z.dtype)))
 
-    def precision(self, z: Tensor) -> Tensor:
-        """Return ``beta(z) = W v(z) + zeta``: (*, d) -> (*, D)."""
-        return nn.functional.linear(self.activations(z), self.weight, self.zeta)
-
-    def std(self, z: Tensor) -> Tensor:
-        """Return the standard deviation ``beta(z)^{-1/2}``: (*, d) -> (*, D)."""
-        return self.precision(z).rsqrt()
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Return the standard deviation, as :meth:`std`: (*, d) -> (*, D)."""
-        return self.std(z)
+    def overlap(self) -> Tensor:
+        """How many bumps there are, in sum, at each centre: (K,)."""
+        return self.activations(self.centres).sum(1)
 
     @property
     def expand_std(self) -> ClosedForm:
@@ -317,11 +387,6 @@ class RBFPrecision(nn.Module):
             return share.sum(-1, keepdim=True) * (z - origin) - share @ (self.centres - origin)
 
         return std, pulled
-
-    def std_jacobian(self, z: Tensor) -> Tensor:
-        """Return the Jacobian of :meth:`std` in closed form: (*, d) -> (*, D, d)."""
-        frame = self.expand_std(z.reshape(-1, z.shape[-1])).frame
-        return frame.permute(1, 2, 0).reshape(*z.shape[:-1], self.out_features, z.shape[-1])
 
     def wall(self) -> Wall:
         """Estimate the wall of a typical centre, from the median bandwidth and the mean std at the centres.
@@ -396,21 +461,6 @@ class RBFPrecision(nn.Module):
         """
         return cls(*placed(z, n_centres, a, seed), out_features, zeta=zeta)
 
-    @torch.no_grad()
-    def begin(self, wanted: Tensor) -> None:
-        """Set the weight: (D, K)."""
-        self.weight.copy_(wanted)
-
-    @torch.no_grad()
-    def improve(self, gain: Tensor, loss: Tensor, largest: float) -> None:
-        """Multiply the weight by gain / loss, each (D, K), and keep it from 0 to ``largest``."""
-        self.weight.copy_(self._without_dust((self.weight.double() * gain / loss).clamp(max=largest)))
-
-    def _without_dust(self, weight: Tensor) -> Tensor:
-        """The weight without what is below rounding next to zeta, whose product with a bump could be subnormal."""
-        dust = weight < torch.finfo(self.zeta.dtype).eps * self.zeta[:, None]
-        return weight.masked_fill(dust, 0)
-
 
 class WeightLikelihood:
     r"""The maximum-likelihood problem for W on fixed codes, and its step-size-free update.
@@ -437,7 +487,7 @@ class WeightLikelihood:
 
     Parameters
     ----------
-    rbf : RBFPrecision
+    rbf : PrecisionNetwork
         The network; :meth:`start` and :meth:`step` write its weight.
     min_std : float
         Standard deviation of the observation noise, positive.
@@ -457,7 +507,7 @@ class WeightLikelihood:
     """
 
     def __init__(
-        self, rbf: RBFPrecision, min_std: float, reduce: Callable[[Tensor], Tensor] = lambda total: total
+        self, rbf: PrecisionNetwork, min_std: float, reduce: Callable[[Tensor], Tensor] = lambda total: total
     ) -> None:
         if min_std <= 0:
             raise ValueError(f"min_std={min_std:g}: the observation noise must be positive")
@@ -487,8 +537,7 @@ class WeightLikelihood:
         """Set W so that beta at each centre is about the inverse residual variance around that centre."""
         self._sum_over_processes()
         local = self._mass / self._moment  # (D, K)
-        overlap = self._rbf.activations(self._rbf.centres).double().sum(1)  # (K,)
-        self._rbf.begin(local / overlap)  # below 1 / noise, as the local variance is above it
+        self._rbf.begin(local / self._rbf.overlap().double())  # below 1 / noise, as the local variance is above it
 
     @torch.no_grad()
     def step(self) -> float:
@@ -563,7 +612,8 @@ class _StdForm:
         return _StdForm(part)
 
 
-def _full_zeta(zeta: float | Tensor, out_features: int) -> Tensor:
+def full_zeta(zeta: float | Tensor, out_features: int) -> Tensor:
+    """One zeta for each output, (D,), or say what is wrong with it."""
     full = zeta.double() if isinstance(zeta, Tensor) else torch.as_tensor(zeta, dtype=torch.float64, device="cpu")
     if full.shape not in [(), (out_features,)]:
         raise ValueError(f"zeta of shape {tuple(full.shape)}: pass a number, or one for each of {out_features} outputs")
@@ -572,7 +622,8 @@ def _full_zeta(zeta: float | Tensor, out_features: int) -> Tensor:
     return full.expand(out_features).clone()
 
 
-def _check_constants(centres: Tensor, bandwidths: Tensor, out_features: int) -> None:
+def check_bumps(centres: Tensor, bandwidths: Tensor, out_features: int) -> None:
+    """Refuse centres and bandwidths that do not belong together, or no precision can be made of."""
     if centres.ndim != 2 or centres.shape[0] < 1 or bandwidths.shape != centres.shape[:1]:
         raise ValueError(
             f"centres of shape {tuple(centres.shape)} with bandwidths of shape {tuple(bandwidths.shape)}: "

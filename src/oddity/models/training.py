@@ -27,10 +27,9 @@ from torch import Tensor, nn
 from oddity.models.checks import check_choice, check_not_negative, check_positive, check_seed, check_whole, layers_of
 from oddity.models.conv_rbf import ConvRBFPrecision
 from oddity.models.layers import ImageShape, Output
-from oddity.models.rbf import DEFAULT_ZETA, RBFPrecision, WeightLikelihood, placed
+from oddity.models.rbf import DEFAULT_MIN_STD, DEFAULT_ZETA, RBFPrecision, WeightLikelihood, placed
 from oddity.models.storage import check_replaceable, fault_of, locate, read_folder, write_folder
 from oddity.models.vae import (
-    DEFAULT_MIN_STD,
     VAE,
     Architecture,
     ConstantScale,

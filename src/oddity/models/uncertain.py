@@ -1,16 +1,24 @@
-"""Uncertainty for a decoder that has none: an RBF precision network fitted to its residuals, after the fact."""
+"""Uncertainty for a decoder that has none: noise that grows away from the data, fitted to its residuals."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from oddity.models.checks import check_positive, check_seed, check_whole
-from oddity.models.rbf import DEFAULT_ZETA, RBFPrecision, WeightLikelihood
-from oddity.models.vae import DEFAULT_MIN_STD
+from oddity.models.distance_scale import DistanceScale
+from oddity.models.rbf import (
+    DEFAULT_A,
+    DEFAULT_CENTRES,
+    DEFAULT_MIN_STD,
+    DEFAULT_ZETA,
+    PrecisionNetwork,
+    RBFPrecision,
+    WeightLikelihood,
+)
 from oddity.numerics.ambient import door, doors
 from oddity.numerics.autodiff import Differential
 from oddity.numerics.expansion import ClosedForm, Expansion
@@ -30,7 +38,7 @@ class UncertainDecoder:
     ----------
     mean, std : callable
         ``(N, d) -> (N, ...)`` as the decoder gives it, and ``(N, d) -> (N, D)``.
-    scale : RBFPrecision
+    scale : DistanceScale or RBFPrecision
         The network behind ``std``; ``scale.wall()`` says what leaving the data costs.
     std_on_data, std_off_data, largest_std : float
         Mean standard deviation at the codes; at twice the distance of the farthest code from their mean, in the
@@ -42,7 +50,7 @@ class UncertainDecoder:
     --------
     >>> z = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
     >>> decoder = torch.nn.Linear(2, 5).eval().requires_grad_(False)
-    >>> uncertain = add_uncertainty(decoder, z, decoder(z), n_centres=8)
+    >>> uncertain = add_uncertainty(decoder, z, decoder(z))
     >>> mean, std = uncertain(z)
     >>> bool((mean == decoder(z)).all()), std.shape, uncertain.explained
     (True, torch.Size([200, 5]), 1.0)
@@ -51,7 +59,7 @@ class UncertainDecoder:
     def __init__(
         self,
         mean: Callable[[Tensor], Tensor],
-        scale: RBFPrecision,
+        scale: PrecisionNetwork,
         expand_mean: Callable[[Tensor], Expansion] | None = None,
         *,
         std_on_data: float,
@@ -85,8 +93,8 @@ def add_uncertainty(
     z: Tensor,
     x: Any,
     *,
-    n_centres: int = 64,
-    a: float = 2.0,
+    n_centres: int | Literal["auto"] = "auto",
+    a: float | Literal["auto"] = "auto",
     zeta: float | None = None,
     min_std: float | None = None,
     epochs: int = 50,
@@ -95,9 +103,9 @@ def add_uncertainty(
 ) -> UncertainDecoder:
     r"""Fit a standard deviation that grows away from the data to a decoder that has none, and leave it untouched.
 
-    The second and third stage of :func:`~oddity.fit_vae` for a mean that somebody else trained: k-means on the codes,
-    and the weight of an :class:`~oddity.RBFPrecision` by maximum likelihood on the residuals ``x - decoder(z)``. For
-    deterministic autoencoders, GANs with an encoder or inverted codes, flows, and VAEs whose decoder gives a mean only.
+    For a mean that somebody else trained: bumps along the codes, by which a :class:`~oddity.DistanceScale` knows where
+    the data end, and its weight by maximum likelihood on the residuals ``x - decoder(z)``. For deterministic
+    autoencoders, GANs with an encoder or inverted codes, flows, and VAEs whose decoder gives a mean only.
 
     Parameters
     ----------
@@ -108,7 +116,8 @@ def add_uncertainty(
     x : Tensor or array
         The data (n, ...), row by row those of z, scaled as the decoder's output.
     n_centres, a
-        Centres and their reach: see :class:`~oddity.RBFPrecision`.
+        "auto" leaves both to the data (:meth:`~oddity.DistanceScale.from_codes`). A number for either asks for the
+        paper's network, :class:`~oddity.RBFPrecision`, with so many centres, by default 64, and such a reach, 2.
     zeta : float, optional
         The precision far away; default 1e-2 / range^2 with the range of all of x: a largest standard deviation of ten
         times the range.
@@ -117,7 +126,7 @@ def add_uncertainty(
     epochs : int
         Updates of the weight, each exact and monotone (:class:`~oddity.models.rbf.WeightLikelihood`).
     seed : int
-        For k-means; the global random state is left alone.
+        For what is chosen among the codes; the global random state is left alone.
     **given
         What a conditional decoder takes beside z, as for :func:`~oddity.expected_metric`.
 
@@ -147,31 +156,33 @@ def add_uncertainty(
     >>> z = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
     >>> decoder = torch.nn.Linear(2, 5).eval().requires_grad_(False)
     >>> x = decoder(z) + 0.1 * torch.randn(200, 5, generator=torch.Generator().manual_seed(1))
-    >>> uncertain = add_uncertainty(decoder, z, x, n_centres=8)
+    >>> uncertain = add_uncertainty(decoder, z, x)
     >>> 0.05 < uncertain.std_on_data < 0.3, uncertain.std_off_data > 10 * uncertain.std_on_data
     (True, True)
     """
     (mean, expansion), _ = parts_of(decoder, given)
     f = Differential(mean, expansion=expansion)
     z, rows = _admitted(f, z, x)
-    scale = float(rows.max() - rows.min()) or 1.0
-    zeta = DEFAULT_ZETA / scale**2 if zeta is None else zeta
-    min_std = DEFAULT_MIN_STD * scale if min_std is None else min_std
+    width = float(rows.max() - rows.min()) or 1.0
+    zeta = DEFAULT_ZETA / width**2 if zeta is None else zeta
+    min_std = DEFAULT_MIN_STD * width if min_std is None else min_std
     check_whole(epochs=epochs)
     check_positive(min_std=min_std)
     check_seed(seed)
     with torch.no_grad():
-        rbf = RBFPrecision.from_codes(z, f.outputs, n_centres=n_centres, a=a, zeta=zeta, seed=seed).to(z)
-        left = _fit(rbf, f, z, rows, min_std, epochs)
+        squares = _squared_residuals(f, z, rows)
+        scale = _placed(f, z, squares, n_centres, a, zeta, min_std, seed).to(z)
+        _refuse_loose(f, scale, squares)
+        _fit(scale, f, z, rows, min_std, epochs)
         total = float((rows - rows.mean(0)).square().sum())
-        on, off = (float(rbf.std(points).mean()) for points in _witnesses(z))
+        on, off = (float(scale.std(points).mean()) for points in _witnesses(z))
     return UncertainDecoder(
         f.function,
-        rbf.eval().requires_grad_(False),
+        scale.eval().requires_grad_(False),
         expansion if f.mode == "closed form" else None,
         std_on_data=on,
         std_off_data=off,
-        explained=1 - left / total if total else float(left == 0),
+        explained=1 - float(squares.sum()) * len(z) / total if total else float(not squares.any()),
     )
 
 
@@ -195,23 +206,53 @@ def _admitted(f: Differential, z: Tensor, x: Any) -> tuple[Tensor, Tensor]:
     return z, rows
 
 
-def _fit(rbf: RBFPrecision, f: Differential, z: Tensor, rows: Tensor, min_std: float, epochs: int) -> float:
-    """Fit the weight to the residuals; return the sum of their squares."""
-    problem, squares = WeightLikelihood(rbf, min_std), rows.new_zeros(rows.shape[1], dtype=torch.float64)
-    size = max(1, _BLOCK // rows.shape[1])
-    for codes, data in zip(z.split(size), rows.split(size), strict=True):
-        residuals = (data - f(codes)).square()
-        problem.add(codes, residuals)
-        squares += residuals.sum(0, dtype=torch.float64)
-    worst, widest = float((squares.max() / len(z)).sqrt()), float(rbf.zeta.rsqrt().min())
+def _squared_residuals(f: Differential, z: Tensor, rows: Tensor) -> Tensor:
+    """Mean squares of the residuals of each output: (D,)."""
+    squares = rows.new_zeros(rows.shape[1], dtype=torch.float64)
+    for codes, data in _blocks(z, rows):
+        squares += (data - f(codes)).square().sum(0, dtype=torch.float64)
+    return squares / len(z)
+
+
+def _placed(
+    f: Differential,
+    z: Tensor,
+    squares: Tensor,
+    n_centres: int | Literal["auto"],
+    a: float | Literal["auto"],
+    zeta: float,
+    min_std: float,
+    seed: int,
+) -> PrecisionNetwork:
+    """The network, whose weight is still to be found."""
+    if n_centres == "auto" and a == "auto":
+        residual = float((squares + min_std**2).sum().sqrt())
+        return DistanceScale.from_codes(z, f, residual, zeta=zeta, min_std=min_std, seed=seed)
+    count, reach = DEFAULT_CENTRES if n_centres == "auto" else n_centres, DEFAULT_A if a == "auto" else a
+    return RBFPrecision.from_codes(z, f.outputs, n_centres=count, a=reach, zeta=zeta, seed=seed)
+
+
+def _refuse_loose(f: Differential, scale: PrecisionNetwork, squares: Tensor) -> None:
+    worst, widest = float(squares.max().sqrt()), float(scale.zeta.rsqrt().min())
     if not worst <= widest:
         raise ValueError(
             f"an output of {f.name} is off by {worst:.3g} (root mean square), more than the largest standard "
             f"deviation, {widest:.3g} = zeta ** -0.5: scale x as the decoder's output, or choose a smaller zeta"
         )
+
+
+def _fit(scale: PrecisionNetwork, f: Differential, z: Tensor, rows: Tensor, min_std: float, epochs: int) -> None:
+    """Fit the weight to the residuals."""
+    problem = WeightLikelihood(scale, min_std)
+    for codes, data in _blocks(z, rows):
+        problem.add(codes, (data - f(codes)).square())
     for _ in problem.climb(epochs):
         pass
-    return float(squares.sum())
+
+
+def _blocks(z: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    size = max(1, _BLOCK // rows.shape[1])
+    return zip(z.split(size), rows.split(size), strict=True)
 
 
 def _witnesses(z: Tensor) -> tuple[Tensor, Tensor]:

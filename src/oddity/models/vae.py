@@ -15,15 +15,11 @@ from torch import Tensor, nn
 from oddity.models.checks import check_choice, check_not_negative, check_seed, check_whole, layers_of
 from oddity.models.conv_rbf import ConvRBFPrecision
 from oddity.models.layers import MLP, ConvDecoder, ConvEncoder, Encoder, ImageShape, Output
-from oddity.models.rbf import RBFPrecision
+from oddity.models.rbf import DEFAULT_MIN_STD, RBFPrecision
 from oddity.numerics.ambient import doors
 from oddity.numerics.expansion import Expansion, layered_expansion
 
 Scale = Literal["constant", "rbf", "network"]
-
-#: Standard deviation of the observation noise: no decoder of this library promises more than two digits of
-#: data of unit size, which also keeps the precision of a constant pixel finite.
-DEFAULT_MIN_STD = 1e-2
 
 _BLOCK = 1 << 22  # numbers in one block of a likelihood over prior draws: 32 MB in float64
 

@@ -31,7 +31,7 @@ __all__ = [
     "squares_in_layers",
 ]
 
-_NONE, _TANH, _SIGMOID, _SOFTPLUS, _ROOT, _BUMP = range(len(ACTIVATIONS))
+_NONE, _TANH, _SIGMOID, _SOFTPLUS, _ROOT, _BUMP, _DEPTH, _INVERSE = range(len(ACTIVATIONS))
 
 
 class LayeredProgram(NamedTuple):
@@ -114,7 +114,7 @@ def nothing(like: Tensor) -> LayeredProgram:
     return LayeredProgram(like.new_zeros(0), like.new_zeros(3, 0), torch.zeros(0, 6, dtype=torch.long))
 
 
-_FILLED = {"root": 1.0}  # where units are filled up, their activation must be finite
+_FILLED = {"root": 1.0, "depth": 1.0, "inverse": 1.0}  # where units are filled up, their activation must be finite
 
 
 @Part
@@ -215,6 +215,12 @@ def _activated(code, x, rate, rows):  # type: ignore[no-untyped-def]
     elif code == _ROOT:
         for j in range(len(x)):
             x[j] = one / np.sqrt(x[j])
+    elif code == _DEPTH:
+        for j in range(len(x)):
+            x[j] = -np.log(x[j])
+    elif code == _INVERSE:
+        for j in range(len(x)):
+            x[j] = one / x[j]
     elif code == _BUMP:
         most = x.dtype.type(_largest_exponent(x.itemsize))
         for j in range(len(x)):
@@ -244,6 +250,12 @@ def _slopes(code, y, rate, slope):  # type: ignore[no-untyped-def]
     elif code == _ROOT:
         for j in range(len(y)):
             slope[j] = -half * y[j] * y[j] * y[j]
+    elif code == _DEPTH:
+        for j in range(len(y)):
+            slope[j] = -np.exp(y[j])
+    elif code == _INVERSE:
+        for j in range(len(y)):
+            slope[j] = -y[j] * y[j]
     else:
         least = y.dtype.type(1.0001 * np.exp(-_largest_exponent(y.itemsize)))
         for j in range(len(y)):
@@ -272,6 +284,12 @@ def _curves(code, y, rate, slope, tiny, curve):  # type: ignore[no-untyped-def]
     elif code == _ROOT:
         for j in range(len(y)):
             curve[j] = three / y[j]
+    elif code == _DEPTH:
+        for j in range(len(y)):
+            curve[j] = one
+    elif code == _INVERSE:
+        for j in range(len(y)):
+            curve[j] = two / y[j]
     else:
         for j in range(len(y)):
             curve[j] = -two * rate[j] * slope[j]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 __all__ = ["ACTIVATIONS", "SOFTPLUS_THRESHOLD", "Layered", "Stage", "largest_exponent"]
 
-ACTIVATIONS = "none", "tanh", "sigmoid", "softplus", "root", "bump"
-"""y = x; tanh x; 1 / (1 + e^-x); log(1 + e^(r x)) / r; x^(-1/2); e^(-2 r x)."""
+ACTIVATIONS = "none", "tanh", "sigmoid", "softplus", "root", "bump", "depth", "inverse"
+"""y = x; tanh x; 1 / (1 + e^-x); log(1 + e^(r x)) / r; x^(-1/2); e^(-2 r x); -log x; 1 / x."""
 
 
 SOFTPLUS_THRESHOLD = 20.0

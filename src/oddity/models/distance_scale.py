@@ -1,0 +1,420 @@
+"""Noise that knows where the data end: a standard deviation that grows with the distance from the ways between data.
+
+A precision that is a sum of bumps, as the paper's, is flat for two or three reaches around each bump and then falls off
+a cliff: wide bumps fill the gaps between strands of data, narrow ones put walls between neighbours. Here the bumps
+overlap along the ways between neighbouring data, with weights that make their sum even there, and the standard
+deviation is about linear in the distance that the logarithm of the sum tells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Self
+
+import numpy as np
+import torch
+from scipy.spatial.distance import cdist
+from torch import Tensor, nn
+
+from oddity.models.checks import check_positive, check_seed
+from oddity.models.rbf import DEFAULT_MIN_STD, DEFAULT_ZETA, PrecisionNetwork, Wall, check_bumps, full_zeta, placed
+from oddity.models.skeleton import Bumps, Skeleton, bumps_along, shortcuts, skeleton
+from oddity.numerics.ambient import doors
+from oddity.numerics.expansion import ClosedForm, Expansion, PulledValue, gram
+from oddity.numerics.stages import Stage, largest_exponent
+
+__all__ = ["DistanceScale"]
+
+_ONSET, _RATE = 1.0, 6.0  # depth at which the distance begins, and how soon
+_FAR, _FAR_RATE = 22.0, 1.0  # depth at which the last rise begins
+_BOTTOM = 30.0  # no place is deeper
+_FAINT = math.exp(-12.0)  # the weight of wide bumps: what is left of a narrow one five reaches away
+_WIDE, _WIDE_REACH = 16, 2.0  # how many of them, and their reach in radii of their cluster
+_NODES = 1500  # of the skeleton
+_BUMPS = 2000  # along it, at most, if there are not more nodes
+_REACHES = 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6  # in spacings: the first one that keeps held-out codes inside
+_INSIDE = 0.9  # so many of them
+_HELD_OUT = 5  # every so many codes are
+_DEARER = 1.75  # times the way around, a shortcut across a gap
+_MOST = 0.75  # of the shortcuts at least
+_GROWTH = 20.0, 4000.0, 200.0  # least and greatest, and that of data without a gap
+
+
+@doors
+class DistanceScale(PrecisionNetwork):
+    r"""A standard deviation that is even along the data and grows about linearly with the distance from them.
+
+    With the depth ``y(z) = -log(sum_k w_k exp(-lambda_k |z - c_k|^2) + e^-30)``, zero along the data and about
+    ``|z - c|^2 / (2 reach^2)`` off them, and ``s(y; r) = log(1 + e^(r y)) / r``,
+
+    ``beta(z) = W v(z) + zeta``, ``v(z) = 1 / (1 + growth s(y - 1; 6) + last s(y - 22; 1))``, ``std = beta^{-1/2}``:
+
+    ``W^{-1/2}`` along the data, ``(growth y / W)^{1/2}`` off them, linear in the distance, ``zeta^{-1/2}`` far away.
+
+    Parameters
+    ----------
+    centres : Tensor
+        (K, d), a buffer.
+    bandwidths, mixture : Tensor
+        The lambda_k and w_k, (K,), positive, buffers.
+    out_features : int
+        The number of outputs D. The weight W is a parameter (D, 1), at first all ones.
+    growth, last : float
+        How fast the variance grows, and grows in the end, positive.
+    zeta : float or Tensor
+        Positive, scalar or (D,): the precision far away, so that ``zeta ** -0.5`` is the largest standard deviation.
+
+    Raises
+    ------
+    ValueError
+        When shapes disagree or a constant is not positive and finite.
+
+    References
+    ----------
+    The place of the RBF network of Arvanitidis et al. 2018, section 4. A variance that depends on a soft distance to
+    the data: Detlefsen, Jorgensen, Hauberg, "Reliable training and estimation of variance networks", 2019, section 3.3.
+
+    Examples
+    --------
+    >>> one = torch.ones(1)
+    >>> scale = DistanceScale(torch.zeros(1, 2), one / 2, one, out_features=3, growth=100.0, zeta=0.01)
+    >>> [round(float(scale.std(torch.tensor([r, 0.0]))[0].detach()), 1) for r in (0.0, 2.0, 4.0, 99.0)]
+    [1.3, 7.8, 9.4, 10.0]
+    """
+
+    centres: Tensor
+    bandwidths: Tensor
+    mixture: Tensor
+    profile: Tensor
+
+    def __init__(
+        self,
+        centres: Tensor,
+        bandwidths: Tensor,
+        mixture: Tensor,
+        out_features: int,
+        *,
+        growth: float = _GROWTH[-1],
+        last: float = 1e6,
+        zeta: float | Tensor = DEFAULT_ZETA,
+    ) -> None:
+        super().__init__()
+        check_bumps(centres, bandwidths, out_features)
+        check_positive(growth=growth, last=last)
+        self.register_buffer("centres", centres.detach().clone())
+        self.register_buffer("bandwidths", bandwidths.detach().to(centres.dtype).clone())
+        self.register_buffer("mixture", mixture.detach().to(centres.dtype).clone())
+        self.register_buffer("zeta", full_zeta(zeta, out_features).to(centres))
+        rises = (_ONSET, _RATE, growth), (_FAR, _FAR_RATE, last)
+        self.register_buffer("profile", torch.tensor(rises, dtype=torch.float64, device="cpu").to(centres))
+        self.weight = nn.Parameter(centres.new_ones(out_features, 1))
+        self.check()
+
+    def check(self) -> None:
+        """Check what was loaded as the constructor checks what it is given.
+
+        Raises
+        ------
+        ValueError
+            When a constant is not positive and finite, or a weight is negative.
+        """
+        check_bumps(self.centres, self.bandwidths, self.out_features)
+        if self.mixture.shape != self.bandwidths.shape:
+            raise ValueError(f"mixture of shape {tuple(self.mixture.shape)}: pass one weight for each bump")
+        for name, values in {"mixture": self.mixture, "profile": self.profile}.items():
+            if not bool(((values > 0) & values.isfinite()).all()):
+                raise ValueError(f"{name} holds {values.min().item():g}: its numbers must be positive and finite")
+        super().check()
+
+    def depth(self, z: Tensor) -> Tensor:
+        """How deep in the unknown a code is: 0 along the data, half the square of the distance in reaches off them.
+
+        ``(*, d) -> (*,)``.
+        """
+        exponent = (self.bandwidths * self._away(z.reshape(-1, z.shape[-1])).square().sum(0)).clamp(
+            max=largest_exponent(z.dtype)
+        )
+        return -((-exponent).exp() @ self.mixture + math.exp(-_BOTTOM)).log().reshape(z.shape[:-1])
+
+    def activations(self, z: Tensor) -> Tensor:
+        """Return v(z), how much the data are there: (*, d) -> (*, 1)."""
+        return self._activation(self.depth(z))[0][..., None]
+
+    def overlap(self) -> Tensor:
+        """How many activations there are where each one is highest: one."""
+        return self.bandwidths.new_ones(1)
+
+    @property
+    def growth(self) -> float:
+        """How fast the variance grows with the depth, in units of the variance along the data."""
+        return float(self.profile[0, 2])
+
+    @property
+    def expand_std(self) -> ClosedForm:
+        """The expansion of :meth:`std` to second order in closed form, (N, d)."""
+        return _StdForm(self)
+
+    @torch.no_grad()
+    def wall(self) -> Wall:
+        """Measure the wall around a lone bump of the median bandwidth: highest metric, and the cost of leaving.
+
+        Between strands of data the wall is lower; the cost of leaving is the same everywhere.
+
+        Examples
+        --------
+        >>> one = torch.ones(1)
+        >>> scale = DistanceScale(torch.zeros(1, 2), one / 2, one, out_features=784, growth=100.0, zeta=0.01)
+        >>> round(scale.wall().crossing_cost)
+        242
+        """
+        rate = float(self.bandwidths.median())
+        depth = torch.linspace(0, _BOTTOM, 3001, dtype=torch.float64, device=self.weight.device)[1:]
+        std, first, _ = self._profiled(depth.to(self.weight.dtype))
+        speed = first.double().square().sum(1).sqrt()  # of the standard deviations, by the depth
+        metric = (speed * 2 * (rate * depth).sqrt()).square()  # y = rate r^2
+        top = int(metric.argmax())
+        on, far = self._profiled(depth[:1].to(std))[0].double(), self.zeta.double().rsqrt()
+        return Wall(
+            radius=math.sqrt(float(depth[top]) / rate),
+            height=float(metric[top]),
+            crossing_cost=float((far - on).norm()),
+        )
+
+    def _activation(self, depth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return v and its first two derivatives by the depth: (N,) -> (N,) three times."""
+        x, first, second = 1.0, 0.0, 0.0
+        for onset, rate, growth in self.profile.tolist():
+            t = depth - onset
+            slope = torch.sigmoid(rate * t)
+            x = x + growth * nn.functional.softplus(t, beta=rate)
+            first = first + growth * slope
+            second = second + growth * rate * slope * (1 - slope)
+        v = 1 / torch.as_tensor(x)
+        return v, -first * v * v, v * v * (2 * first * first * v - second)
+
+    def _profiled(self, depth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Standard deviations and their first two derivatives by the depth: (N,) -> (N, D) three times."""
+        v, first, second = (x[:, None] for x in self._activation(depth))
+        weight = self.weight[:, 0]
+        variance = 1 / (v * weight + self.zeta)
+        std = variance.sqrt()
+        slope = -0.5 * std * variance * weight  # of std by v
+        return std, slope * first, slope * second - 1.5 * variance * weight * slope * first * first
+
+    def _depth_derived(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Depth (N,), its gradient (N, d), the bumps' shares q lambda (N, K), and the way from them (d, N, K)."""
+        away = self._away(z)
+        exponent = self.bandwidths * away.square().sum(0)
+        bound = largest_exponent(z.dtype)
+        bumps = (-exponent.clamp(max=bound)).exp() * self.mixture
+        total = bumps.sum(1) + math.exp(-_BOTTOM)
+        shares = 2 * self.bandwidths * bumps * (exponent <= bound) / total[:, None]
+        return -total.log(), (shares * away).sum(-1).mT, shares, away
+
+    def _expand_std(self, z: Tensor) -> Expansion:
+        """Value, frame, bend and second derivatives: (N, d).
+
+        With u = z - c_k and q_k a bump's share of the sum, the depth has the gradient ``g = sum 2 lambda q u`` and the
+        Hessian ``g g' + sum 2 lambda q (I - 2 lambda u u')``; all outputs are functions of it.
+        """
+        depth, gradient, shares, away = self._depth_derived(z)
+        std, first, second = self._profiled(depth)
+        outer = gradient[:, :, None] * gradient[:, None]  # (N, d, d)
+        hessian = outer - gram((2 * self.bandwidths * shares) * away, away)
+        hessian = hessian + torch.diag_embed(shares.sum(1, keepdim=True).expand(-1, len(away)))
+
+        def bend(w: Tensor) -> Tensor:
+            return (w * second).sum(1)[:, None, None] * outer + (w * first).sum(1)[:, None, None] * hessian
+
+        def twice(p: Tensor, q: Tensor) -> Tensor:
+            p_along, q_along = ((x * gradient).sum(-1, keepdim=True) for x in (p, q))
+            curved = torch.einsum("kni,nij,knj->kn", p, hessian, q)[..., None]
+            return second * p_along * q_along + first * curved
+
+        return Expansion(std, gradient.mT[:, :, None] * first, bend, twice)
+
+    def _pulling_std(self, z: Tensor) -> PulledValue:
+        """The standard deviation (N, D), and the map w -> J'w: (N, D) -> (N, d)."""
+        depth, gradient, _, _ = self._depth_derived(z)
+        std, first, _ = self._profiled(depth)
+        return std, lambda w: (w * first).sum(1, keepdim=True) * gradient
+
+    def _away(self, z: Tensor) -> Tensor:
+        """Return ``z - c_k``, the axes first: (N, d) -> (d, N, K)."""
+        return z.mT.contiguous()[:, :, None] - self.centres.mT.contiguous()[:, None]
+
+    @classmethod
+    def from_codes(
+        cls,
+        z: Tensor,
+        decode: Callable[[Tensor], Tensor],
+        residual: float,
+        *,
+        zeta: float | Tensor = DEFAULT_ZETA,
+        min_std: float = DEFAULT_MIN_STD,
+        seed: int = 0,
+    ) -> Self:
+        """Lay bumps along the codes, with the reach and the growth that the codes and their images ask for.
+
+        The reach is the least, in spacings of neighbours, that keeps nine of ten held-out codes inside; the growth
+        makes three quarters of the shortcuts across gaps dearer than the way around. W stays all ones.
+
+        Parameters
+        ----------
+        z : Tensor
+            The codes (n, d), usually the encoder's means.
+        decode : callable
+            The decoder's mean, (N, d) -> (N, D): whose images are neighbours decides what is joined.
+        residual : float
+            Root mean square distance of the data from the decoder's mean, over rows: sqrt(D) times the standard
+            deviation along the data.
+        zeta : float or Tensor
+            See :class:`DistanceScale`.
+        min_std : float
+            No output's standard deviation will be smaller.
+        seed : int
+            Chooses the codes where there are many; the global random state is left alone.
+
+        Raises
+        ------
+        ValueError
+            When the codes are not a finite (n, d) tensor with n >= 1, or a number is unfit.
+
+        Examples
+        --------
+        Two strands 0.8 apart, joined at one end only:
+
+        >>> t = torch.linspace(0, 3, 60)
+        >>> z = torch.cat([torch.stack([3 - t, 0 * t - 0.4], 1), torch.stack([t, 0 * t + 0.4], 1)])
+        >>> place = lambda z: torch.where(z[:, 1] < 0, -z[:, 0], z[:, 0])[:, None]
+        >>> scale = DistanceScale.from_codes(z, place, residual=0.01)
+        >>> depth = scale.depth(torch.tensor([[1.5, 0.4], [1.5, 0.0]]))
+        >>> bool(depth[0] < 0.5), bool(depth[1] > 10)
+        (True, True)
+        """
+        if z.ndim != 2 or len(z) < 1 or not bool(torch.isfinite(z).all()):
+            raise ValueError(f"codes of shape {tuple(z.shape)}: pass finite codes of shape (n, d) with n >= 1")
+        check_positive(residual=residual, min_std=min_std)
+        check_seed(seed)
+
+        def images(points: np.ndarray) -> np.ndarray:
+            with torch.no_grad():
+                places = torch.from_numpy(points).to(z).split(1 << 12)
+                return torch.cat([decode(some).flatten(1).double().cpu() for some in places]).numpy()
+
+        rows = np.unique(z.detach().double().cpu().numpy(), axis=0)
+        rows = rows[np.random.default_rng(seed).permutation(len(rows))]
+        bones = skeleton(rows[:_NODES], images(rows[:_NODES]))
+        bumps = bumps_along(bones, _reach(bones, rows, images), _BUMPS)
+        outputs = images(rows[:1]).shape[1]
+        whole, faint = torch.from_numpy(rows[:_NODES]), min(_WIDE, max(1, len(rows) // 4))
+        wide = placed(whole, faint, _WIDE_REACH, seed)
+        centres = torch.cat([torch.from_numpy(bumps.centres), wide[0]]).to(z)
+        bandwidths = torch.cat([torch.from_numpy(bumps.bandwidths), wide[1]]).to(z)
+        mixture = torch.cat([torch.from_numpy(bumps.weights), torch.full((len(wide[0]),), _FAINT)]).to(z)
+        least = float(full_zeta(zeta, outputs).min())
+        last = min(1e3 / (min_std**2 * least * (_BOTTOM - _FAR)), 1e15)  # beyond, W v is a thousandth of zeta
+        scale = cls(centres, bandwidths, mixture, outputs, last=last, zeta=zeta)
+        scale.profile[0, 2] = _growth(scale, bones, images, residual, z)
+        return scale
+
+
+def _reach(bones: Skeleton, rows: np.ndarray, images: Callable[[np.ndarray], np.ndarray]) -> float:
+    """The least reach, in spacings, by which codes that the bumps do not know are inside all the same."""
+    unknown = rows[_NODES : 2 * _NODES]
+    if len(rows) <= _NODES:
+        if len(rows) < 2 * _HELD_OUT:
+            return 1.0
+        unknown, known = rows[::_HELD_OUT], np.delete(rows, np.s_[::_HELD_OUT], 0)
+        bones = skeleton(known, images(known))
+    for reach in _REACHES:
+        if np.quantile(_depth(bumps_along(bones, reach, _BUMPS), unknown), _INSIDE) <= _ONSET:
+            break
+    return reach
+
+
+def _depth(bumps: Bumps, points: np.ndarray) -> np.ndarray:
+    values = np.exp(-bumps.bandwidths * cdist(points, bumps.centres, "sqeuclidean")) @ bumps.weights
+    found: np.ndarray = -np.log(values + math.exp(-_BOTTOM))
+    return found
+
+
+def _growth(
+    scale: DistanceScale,
+    bones: Skeleton,
+    images: Callable[[np.ndarray], np.ndarray],
+    residual: float,
+    like: Tensor,
+) -> float:
+    """The growth by which most of the shortcuts across gaps cost more than the way around.
+
+    A line across a gap costs its decoded length, and twice the rise of sqrt(D) std: ``2 residual (sqrt(1 + growth h) -
+    1)`` with h the distance's square, s(y - 1), at its deepest place.
+    """
+    least, greatest, usual = _GROWTH
+    lines, around = shortcuts(bones)
+    if not len(lines):
+        return usual
+    count, places, d = lines.shape
+    depth = scale.depth(torch.from_numpy(lines.reshape(-1, d)).to(like)).double().cpu().numpy()
+    deepest = depth.reshape(count, places).max(1)
+    gap = deepest > _ONSET + 1 / _RATE
+    if not gap.any():
+        return usual
+    away = np.logaddexp(0, _RATE * (deepest[gap] - _ONSET)) / _RATE
+    steps = np.diff(images(lines[gap].reshape(-1, d)).reshape(int(gap.sum()), places, -1), axis=1)
+    wanted = _DEARER * around[gap] - np.linalg.norm(steps, axis=-1).sum(1)
+    if not (wanted > 0).any():
+        return usual
+    rise = ((1 + wanted / (2 * residual)) ** 2)[wanted > 0]  # of the variance
+    onset = np.logaddexp(0, -_RATE * _ONSET) / _RATE  # the same along the data
+    room = away[wanted > 0] - rise * onset
+    needed = np.where(room > 0, (rise - 1) / np.where(room > 0, room, 1), greatest)
+    return float(np.quantile(needed, _MOST).clip(least, greatest))
+
+
+class _StdForm:
+    """The closed form of the standard deviation."""
+
+    def __init__(self, network: DistanceScale) -> None:
+        self.network = network
+
+    def __call__(self, z: Tensor) -> Expansion:
+        return self.network._expand_std(z)
+
+    def values(self, z: Tensor) -> Tensor:
+        return self.network.std(z)
+
+    def pulling(self, z: Tensor) -> PulledValue:
+        return self.network._pulling_std(z)
+
+    def _stages(self) -> list[Stage]:
+        whole = self.network
+        onset, rate, growth = whole.profile.T
+        mixture, one = whole.mixture[:, None], whole.zeta.new_ones(1, 1)
+        bottom = whole.zeta.new_full((1,), math.exp(-_BOTTOM))
+        return [
+            Stage(whole.centres.mT, activation="bump", rate=whole.bandwidths),
+            Stage(mixture, bottom, "depth"),
+            Stage(one.expand(1, 2), -onset, "softplus", rate=rate),
+            Stage(growth[:, None], one[0], "inverse"),
+            Stage(whole.weight.mT, whole.zeta, "root"),
+        ]
+
+    def outputs(self, index: Tensor) -> _StdForm:
+        whole = self.network
+        growth, last = whole.profile[:, 2].tolist()
+        part = DistanceScale(
+            whole.centres,
+            whole.bandwidths,
+            whole.mixture,
+            len(index),
+            growth=growth,
+            last=last,
+            zeta=whole.zeta[index],
+        )
+        part.profile.copy_(whole.profile)
+        with torch.no_grad():
+            part.weight.copy_(whole.weight[index])
+        return _StdForm(part)

@@ -41,6 +41,20 @@ def deviation(d: int, outputs: int, dtype: torch.dtype = torch.float64) -> oddit
     return oddity.Pullback(bumps.std, expansion=bumps.expand_std)
 
 
+def distance(d: int, outputs: int, dtype: torch.dtype = torch.float64) -> oddity.Pullback:
+    """The standard deviation of a network that knows the distance from its bumps."""
+    g = torch.Generator().manual_seed(3)
+    centres, rate, mixture = (
+        torch.randn(9, d, generator=g),
+        torch.rand(9, generator=g) / 4 + 0.1,
+        torch.rand(9, generator=g),
+    )
+    scale = oddity.DistanceScale(centres, rate, mixture, outputs, growth=9.0, last=1e4, zeta=0.02)
+    scale.weight.data.copy_(torch.rand(outputs, 1, generator=g))
+    scale = scale.to(dtype).eval().requires_grad_(False)
+    return oddity.Pullback(scale.std, expansion=scale.expand_std)
+
+
 def chains(d: int, n: int, dtype: torch.dtype = torch.float64, count: int = 5) -> tuple[Tensor, Tensor]:
     """Bent chains, with uneven widths."""
     g = torch.Generator().manual_seed(1)
@@ -69,6 +83,7 @@ PROBLEMS: dict[str, tuple[int, ChainProblem]] = {
         oddity.Pullback(network(5, 6, 8, nn.Identity(), nn.Tanh(), 7, nn.Sigmoid(), 9, nn.Softplus())),
     ),
     "bumps": (4, deviation(4, 12)),
+    "distance": (3, distance(3, 21)),
     "sum": (3, 2.5 * oddity.Pullback(network(3, 20, nn.Tanh(), 40)) + (deviation(3, 12) + deviation(3, 5)) / 2),
     "table": (2, table()),
 }
@@ -251,6 +266,8 @@ EXACT = {
     "softplus": lambda x, r: nn.functional.softplus(r * x, threshold=30) / r,
     "root": lambda x, _: x.rsqrt(),
     "bump": lambda x, r: (-r * x).exp(),
+    "depth": lambda x, _: -x.log(),
+    "inverse": lambda x, _: 1 / x,
 }
 
 
@@ -259,8 +276,8 @@ EXACT = {
 def test_activations_and_their_derivatives_to_the_last_digits(name: str, dtype: torch.dtype) -> None:
     g, eps = torch.Generator().manual_seed(0), torch.finfo(dtype).eps
     x = torch.cat([torch.randn(1, 4000, generator=g), 1e-4 * torch.randn(1, 1000, generator=g)], 1).to(dtype) * 4
-    if name in ("root", "bump"):
-        x = x.abs() + (0.01 if name == "root" else 0)
+    if name in ("root", "bump", "depth", "inverse"):
+        x = x.abs() + (0 if name == "bump" else 0.01)
     rate = torch.full_like(x[0], 0.7)
     y, first, second = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
     applied(x, out=(y, first, second), shared=(ACTIVATIONS.index(name), rate))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
@@ -120,7 +120,10 @@ def _raced(M: Manifold, a: Tensor, b: Tensor, init: Init, solver: ChainSolver) -
     if sketch is not M and d > 2:  # the way is long, most of it through what any grid resolves
         first = max(2, first // 4 * 2)
     names, starts, bars = _starts(M, a, b, shape, init, first, solver)
-    race = _Race(M, starts.flatten(0, 1), len(names), solver, sketch, bars)
+    finer = []
+    if isinstance(init, Roadmap) and not isinstance(sketch, Tabulated):
+        finer = _finer_starts(M, a, b, init, first, solver, bars[-1].curves)
+    race = _Race(M, starts.flatten(0, 1), len(names), solver, sketch, bars, finer)
     converged, why = race.verdict()
     pick = race.winners(converged)  # (B,)
     points, gap = race.published(pick)
@@ -219,13 +222,13 @@ class _Bar:
     """
 
     def __init__(self, name: str, curves: Tensor, solver: ChainSolver) -> None:
-        self.name, self._curves, self._solver = name, curves, solver  # (B, n+1, d)
+        self.name, self.curves, self._solver = name, curves, solver  # (B, n+1, d)
         self._lengths: Tensor | None = None
 
     def lengths(self, M: Manifold) -> Tensor:
         """Lengths under the metric: ``(B,)``."""
         if self._lengths is None:
-            self._lengths = M._lengths(_polyline(self._curves, self._solver.segments))
+            self._lengths = M._lengths(_polyline(self.curves, self._solver.segments))
         return self._lengths
 
     def measured(self, M: Manifold, seems: Callable[[Tensor], Tensor]) -> Tensor:
@@ -234,7 +237,7 @@ class _Bar:
         for n in (2 * self._solver.segments, self._solver.max_segments):
             again = seems(lengths)
             if bool(again.any()):
-                lengths[again] = _measure(M, _polyline(self._curves[again], n)).length
+                lengths[again] = _measure(M, _polyline(self.curves[again], n)).length
         return lengths
 
 
@@ -261,6 +264,27 @@ def _starts(
     paths = init.paths(a, b, n * -(-_CORNERS // n))
     starts = torch.stack([_line(a, b, n), paths[:, :: (paths.shape[1] - 1) // n]])
     return ["line", "roadmap"], starts, [line, _Bar("roadmap's path", paths, solver)]
+
+
+def _finer_starts(
+    M: Manifold, a: Tensor, b: Tensor, roads: Roadmap, n: int, solver: ChainSolver, paths: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """Paths whose walls the first grid steps over, on the grids that don't, finest first: numbers of starts, chains.
+
+    In a corridor a coarse chain goes through the walls, and is far away by the time that its grid sees them.
+    """
+    found = list[tuple[Tensor, Tensor]]()
+    left, side = torch.arange(len(a), device=a.device), n
+    while len(left) and side <= solver.max_segments // 2:
+        if 2 * side > paths.shape[1] - 1:
+            paths = roads.paths(a[left], b[left], 4 * side)
+        chains = paths[:, :: (paths.shape[1] - 1) // side]
+        truth = M._lengths(paths)
+        over = (M._lengths(chains) - truth).abs() > _STEPS_OVER * truth
+        if side > n and not bool(over.all()):
+            found.append((len(a) + left[~over], chains[~over]))
+        left, paths, side = left[over], paths[over], 2 * side
+    return found[::-1]
 
 
 def _admit_roadmap(init: Roadmap, a: Tensor) -> None:
@@ -296,6 +320,7 @@ def _given(M: Manifold, a: Tensor, b: Tensor, shape: torch.Size, curve: Tensor, 
     return chain
 
 
+_STEPS_OVER = 0.1  # share of a path's length: a grid that misses more of it is too coarse to start on
 _CORNERS = 64  # segments, at least, on which the path of a roadmap keeps its corners
 _PLACES = 1536  # where a curve is looked at, at most 1.4 / 1536 of its length from each other: what is wider is seen
 _RANKS = 32  # places on a curve where the rank of the metric is looked at
@@ -344,6 +369,7 @@ class _Race:
         solver: ChainSolver,
         sketch: Manifold,
         bars: list[_Bar] | None = None,
+        finer: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> None:
         total = len(starts)
         self.M, self.sketch, self.bars = M, sketch, bars
@@ -368,6 +394,10 @@ class _Race:
             self.sketch = M
             entrants = self._forgotten()
             starts = _regridded(starts, solver.segments)
+        for some, chains in finer:
+            here = torch.isin(some, entrants)
+            self._run(some[here], chains[here], _even(chains[here]))
+            entrants = entrants[~torch.isin(entrants, some)]
         self._run(entrants, starts[entrants], _even(starts[entrants]))
         self.pruning = False
         abandoned = self._abandoned()

@@ -27,7 +27,7 @@ from oddity.numerics.stages import Stage, largest_exponent
 __all__ = ["DistanceScale"]
 
 _ONSET, _RATE = 1.0, 6.0  # depth at which the distance begins, and how soon
-_FAR, _FAR_RATE = 22.0, 1.0  # depth at which the last rise begins
+_FAR, _FAR_RATE = 22.0, 3.0  # depth at which the last rise begins
 _BOTTOM = 30.0  # no place is deeper
 _FAINT = math.exp(-12.0)  # the weight of wide bumps: what is left of a narrow one five reaches away
 _WIDE, _WIDE_REACH = 16, 2.0  # how many of them, and their reach in radii of their cluster
@@ -48,7 +48,7 @@ class DistanceScale(PrecisionNetwork):
     With the depth ``y(z) = -log(sum_k w_k exp(-lambda_k |z - c_k|^2) + e^-30)``, zero along the data and about
     ``|z - c|^2 / (2 reach^2)`` off them, and ``s(y; r) = log(1 + e^(r y)) / r``,
 
-    ``beta(z) = W v(z) + zeta``, ``v(z) = 1 / (1 + growth s(y - 1; 6) + last s(y - 22; 1))``, ``std = beta^{-1/2}``:
+    ``beta(z) = W v(z) + zeta``, ``v(z) = 1 / (1 + growth s(y - 1; 6) + last s(y - 22; 3))``, ``std = beta^{-1/2}``:
 
     ``W^{-1/2}`` along the data, ``(growth y / W)^{1/2}`` off them, linear in the distance, ``zeta^{-1/2}`` far away.
 

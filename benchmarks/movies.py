@@ -24,6 +24,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 import oddity
+from benchmarks import figures
 from benchmarks.demo import RESULTS, machine
 from benchmarks.footage import CHOOSING, REPORTING, Film, Motion, Movie, Video
 
@@ -33,6 +34,7 @@ NOISES: dict[str, Callable[[Any, Tensor, Tensor], Any]] = {
 }
 PAIRS, FINE, PLACES = 15, 200, 61
 STRETCHES = (4, 8, 16)  # frames from end to end where frames in between are held out
+SHOWN, FILMED, PICTURED = 3, 11, 3  # pairs and frames of the figure, and the seed of its movie
 FAR = 20  # frames from which on another code is one that should not be cut to
 
 
@@ -252,6 +254,32 @@ def measured(film: Film, noise: str) -> dict[str, Any]:
     return rounded(row)
 
 
+def draw(movie: Movie, noise: str, file: Path) -> None:
+    """Latent plane and frames of three pairs of a film."""
+    M = oddity.expected_metric(NOISES[noise](movie.decoder, movie.codes, movie.x))
+    pairs = pairs_of(movie)[:SHOWN]
+    a, b = movie.codes[pairs[:, 0]], movie.codes[pairs[:, 1]]
+    g = M.geodesic(a, b, init=oddity.Roadmap(M, movie.codes))
+    curves = {"geodesic": g(torch.linspace(0, 1, FINE + 1)), "line": straight(a, b, FINE)}
+    with torch.no_grad():
+        strips = {kind: even(movie.decoder(curve), FILMED) for kind, curve in curves.items()}
+    steps = torch.linspace(0, movie.stretch, FILMED).round().long()
+    strips["true"] = movie.clean[(pairs[:, :1] + steps) % len(movie.clean)]
+    low, high = movie.codes.amin(0), movie.codes.amax(0)
+    low, high = low - 0.15 * (high - low), high + 0.15 * (high - low)
+    x, y = (torch.linspace(float(low[i]), float(high[i]), 240) for i in range(2))
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
+    figures.movie(
+        M.log_volume(grid).numpy(),
+        (float(low[0]), float(high[0]), float(low[1]), float(high[1])),
+        movie.codes.numpy(),
+        [{kind: curve[i].numpy() for kind, curve in curves.items()} for i in range(SHOWN)],
+        [{kind: strip[i].unflatten(-1, movie.shape).numpy() for kind, strip in strips.items()} for i in range(SHOWN)],
+        file,
+        f"a digit {movie.kind}, seed {movie.seed}; noise: {noise}; A, B, C and {movie.stretch} frames on",
+    )
+
+
 COLUMNS = (
     "data",
     "lines",
@@ -314,6 +342,7 @@ def main() -> None:
                 shown.append(kept["rows"][key])
                 print(_line(shown[-1]), flush=True)
         print(f"\n{part}\n{table(shown)}\n", flush=True)
+    draw(Movie.of(PICTURED), args.noise[0], args.json.with_suffix(".png"))
 
 
 def _arguments() -> argparse.Namespace:

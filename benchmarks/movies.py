@@ -89,9 +89,11 @@ def quick(M: oddity.Manifold, film: Film) -> dict[str, float]:
 def judge(M: oddity.Manifold, film: Film, pairs: Tensor) -> dict[str, Any]:
     """Geodesics, straight lines and the roadmap's paths between pairs of codes, held against the film.
 
-    ``data``, ``lines``, ``path`` and ``geodesics`` are distances to the nearest clean frame; ``ratio`` is (geodesics -
-    data) / (lines - data); ``order`` is Spearman's correlation of t and the number of the nearest frame; ``length`` is
-    a geodesic's length over that of the clean frames between its ends.
+    ``data`` is the distance of decoded codes to the nearest clean frame; ``along``, ``lines``, ``path`` and
+    ``geodesics`` those of decoded curves at places of equal decoded steps, ``along`` that of the codes in between,
+    joined by straight lines: as near as a curve can be hoped to come. ``ratio`` is (geodesics - data) / (lines - data);
+    ``order`` is Spearman's correlation of t and the number of the nearest frame; ``length`` is a geodesic's length over
+    that of the clean frames between its ends.
     """
     a, b = film.codes[pairs[:, 0]], film.codes[pairs[:, 1]]
     begin = time.perf_counter()
@@ -102,6 +104,7 @@ def judge(M: oddity.Manifold, film: Film, pairs: Tensor) -> dict[str, Any]:
     g = M.geodesic(a, b, init=roads)
     seconds = (time.perf_counter() - begin) / len(pairs)
     curves = {
+        "along": joined(film, pairs),
         "lines": straight(a, b, FINE),
         "path": roads.paths(a, b, FINE),
         "geodesics": g(torch.linspace(0, 1, FINE + 1)),
@@ -177,6 +180,14 @@ def apart(points: Tensor, curve: Tensor) -> Tensor:
 def straight(a: Tensor, b: Tensor, n: int) -> Tensor:
     """Straight lines on n segments: ``(B, d) -> (B, n + 1, d)``."""
     return a[:, None] + torch.linspace(0, 1, n + 1)[:, None] * (b - a)[:, None]
+
+
+def joined(film: Film, pairs: Tensor) -> Tensor:
+    """The codes from one row to another of the same film, and straight lines between: ``(B, 2) -> (B, T, d)``."""
+    count = int((pairs[0, 1] - pairs[0, 0]) % len(film.codes))
+    corners = film.codes[(pairs[:, :1] + torch.arange(count + 1)) % len(film.codes)]
+    fine = corners[:, :-1, None] + torch.linspace(0, 1, 9)[:8, None] * corners.diff(dim=1)[:, :, None]
+    return torch.cat([fine.flatten(1, 2), corners[:, -1:]], 1)
 
 
 def cost(M: oddity.Manifold, a: Tensor, b: Tensor) -> Tensor:
@@ -281,19 +292,8 @@ def draw(movie: Movie, noise: str, file: Path) -> None:
 
 
 COLUMNS = (
-    "data",
-    "lines",
-    "path",
-    "geodesics",
-    "ratio",
-    "order",
-    "length",
-    "converged",
-    "seconds",
-    "way",
-    "gap",
-    "low gap",
-    "tear",
+    *("data", "along", "lines", "path", "geodesics", "ratio", "order", "length"),
+    *("converged", "seconds", "way", "gap", "low gap", "tear"),
 )
 
 
@@ -303,7 +303,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [head]
     for noise, d in sorted({(row["noise"], row["d"]) for row in rows}):
         mine = [row for row in rows if (row["noise"], row["d"]) == (noise, d)]
-        mean = {name: float(np.mean([row[name] for row in mine])) for name in COLUMNS}
+        mean = {
+            name: float(np.mean([row[name] for row in mine])) for name in COLUMNS if all(name in row for row in mine)
+        }
         lines += [_line(row) for row in [*mine, {"film": f"mean, d = {d}", "noise": noise} | mean]]
     held = [row for row in rows if "held out" in row]
     if held:
@@ -321,7 +323,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _line(row: dict[str, Any]) -> str:
-    return f"{row['film']:<14}{row['noise']:<10}" + "".join(f"{row[name]:>10.3f}" for name in COLUMNS)
+    return f"{row['film']:<14}{row['noise']:<10}" + "".join(
+        f"{row[name]:>10.3f}" if name in row else f"{'-':>10}" for name in COLUMNS
+    )
 
 
 def main() -> None:

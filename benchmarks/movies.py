@@ -1,6 +1,6 @@
 """Whether geodesics keep to the data, on films whose frames are known.
 
-``python -m benchmarks.movies [--part movies video motion] [--noise narrow] [--seeds reporting] [--d 2 3 10]``.
+``python -m benchmarks.movies [--part movies video colour motion] [--noise narrow] [--seeds reporting] [--d 2 3 10]``.
 The frames of a film lie on a thin winding line, and their order is known: a geodesic from a frame to a later one should
 pass the frames in between. It is judged by the distance of its decoded points from the nearest clean frame, at places
 of equal decoded steps, beside the straight line and the data themselves. A noise is a line of ``NOISES``.
@@ -247,10 +247,10 @@ def films(part: str, seeds: Sequence[int], dims: Sequence[int]) -> Iterator[Film
     for d in dims:
         if part == "movies":
             yield from (Movie.of(seed, d) for seed in seeds)
-        elif part == "video":
-            yield from (Video(colour, d) for colour in (False, True))
-        else:
+        elif part == "motion":
             yield Motion(d)
+        else:
+            yield Video(part == "colour", d)
 
 
 def measured(film: Film, noise: str) -> dict[str, Any]:
@@ -330,7 +330,7 @@ def _line(row: dict[str, Any]) -> str:
 
 def main() -> None:
     args = _arguments()
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     kept = json.loads(args.json.read_text()) if args.json.exists() else {"rows": {}}
     seeds = CHOOSING if args.seeds == "choosing" else REPORTING
     for part in args.part:
@@ -351,11 +351,12 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", nargs="+", choices=["movies", "video", "motion"], default=["movies"])
+    parser.add_argument("--part", nargs="+", choices=["movies", "video", "colour", "motion"], default=["movies"])
     parser.add_argument("--noise", nargs="+", choices=list(NOISES), default=["default"])
     parser.add_argument("--seeds", choices=["choosing", "reporting"], default="choosing")
     parser.add_argument("--d", nargs="+", type=int, default=[2])
     parser.add_argument("--json", type=Path, default=RESULTS / "movies.json", help="where results are kept")
+    parser.add_argument("--threads", type=int, default=2, help="fewer on a busy machine")
     parser.add_argument("--anew", action="store_true", help="repeat what is there")
     return parser.parse_args()
 

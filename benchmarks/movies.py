@@ -347,7 +347,8 @@ def main() -> None:
                 shown.append(kept["rows"][key])
                 print(_line(shown[-1]), flush=True)
         print(f"\n{part}\n{table(shown)}\n", flush=True)
-    draw(Movie.of(PICTURED), args.noise[0], args.json.with_suffix(".png"))
+    if "movies" in args.part:
+        draw(Movie.of(PICTURED), args.noise[0], args.json.with_suffix(".png"))
 
 
 def _arguments() -> argparse.Namespace:

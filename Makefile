@@ -49,7 +49,9 @@ bench: $(STAMP) .venvs/stochman/.installed .venvs/finslerax/.installed
 	$(BIN)/python -m benchmarks.gpu
 
 movies: $(VENV)/.films
-	$(BIN)/python -m benchmarks.movies --part movies video motion --noise default narrow
+	$(BIN)/python -m benchmarks.movies --d 2 3 10 --noise default narrow
+	$(BIN)/python -m benchmarks.movies --part motion --d 3 10 --noise default narrow
+	$(BIN)/python -m benchmarks.movies --part video --noise default narrow
 
 paper: $(VENV)/.mnist
 	$(BIN)/oddity paper --jobs 2

@@ -343,7 +343,9 @@ def main() -> None:
                     kept["rows"][key] = measured(film, noise) | ({"seeds": args.seeds} if part == "movies" else {})
                     kept |= {"machine": machine(), "date": str(date.today())}
                     args.json.parent.mkdir(parents=True, exist_ok=True)
-                    args.json.write_text(json.dumps(kept, indent=1) + "\n")
+                    beside = args.json.with_suffix(".part")  # an interruption leaves what was there
+                    beside.write_text(json.dumps(kept, indent=1) + "\n")
+                    beside.replace(args.json)
                 shown.append(kept["rows"][key])
                 print(_line(shown[-1]), flush=True)
         print(f"\n{part}\n{table(shown)}\n", flush=True)

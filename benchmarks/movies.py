@@ -30,6 +30,7 @@ from benchmarks.footage import CHOOSING, REPORTING, Film, Motion, Movie, Video
 
 NOISES: dict[str, Callable[[Any, Tensor, Tensor], Any]] = {
     "default": oddity.add_uncertainty,
+    "paper": partial(oddity.add_uncertainty, n_centres=64, a=2.0),
     "narrow": partial(oddity.add_uncertainty, n_centres=80, a=1.0),
 }
 PAIRS, FINE, PLACES = 15, 200, 61

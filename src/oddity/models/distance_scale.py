@@ -31,8 +31,8 @@ _FAR, _FAR_RATE = 22.0, 3.0  # depth at which the last rise begins
 _BOTTOM = 30.0  # no place is deeper
 _FAINT = math.exp(-12.0)  # the weight of wide bumps: what is left of a narrow one five reaches away
 _WIDE, _WIDE_REACH = 16, 2.0  # how many of them, and their reach in radii of their cluster
-_NODES = 1500  # of the skeleton
-_BUMPS = 2000  # along it, at most, if there are not more nodes
+_NODES = 500  # of the skeleton
+_BUMPS = 1000  # along it, at most, if there are not more nodes
 _REACHES = 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6  # in spacings: the first one that keeps held-out codes inside
 _INSIDE = 0.9  # so many of them
 _HELD_OUT = 5  # every so many codes are
@@ -80,7 +80,7 @@ class DistanceScale(PrecisionNetwork):
     >>> one = torch.ones(1)
     >>> scale = DistanceScale(torch.zeros(1, 2), one / 2, one, out_features=3, growth=100.0, zeta=0.01)
     >>> [round(float(scale.std(torch.tensor([r, 0.0]))[0].detach()), 1) for r in (0.0, 2.0, 4.0, 99.0)]
-    [1.3, 7.8, 9.4, 10.0]
+    [1.0, 7.1, 9.4, 10.0]
     """
 
     centres: Tensor
@@ -166,7 +166,7 @@ class DistanceScale(PrecisionNetwork):
         >>> one = torch.ones(1)
         >>> scale = DistanceScale(torch.zeros(1, 2), one / 2, one, out_features=784, growth=100.0, zeta=0.01)
         >>> round(scale.wall().crossing_cost)
-        242
+        252
         """
         rate = float(self.bandwidths.median())
         depth = torch.linspace(0, _BOTTOM, 3001, dtype=torch.float64, device=self.weight.device)[1:]

@@ -25,6 +25,7 @@ _NEIGHBOURS = 10  # of a code, among the codes and among their images: what edge
 _TORN = 4.0  # an edge so many times longer than the tree's edges there leads to other data
 _EVEN = 2.0  # spacings differ from the median by this factor at most
 _APART = 12.0  # of the tree's typical edges: images so far apart along the skeleton are strangers
+_AROUND = 3.0  # times as far in latent space along the skeleton as straight: there is a gap between
 _ASKED = 300  # codes at which the cost of a shortcut is asked
 _UPDATES = 100  # of the bumps' weights
 _ROWS = 1 << 24  # numbers in one block of distances
@@ -73,7 +74,7 @@ def skeleton(nodes: Numbers, images: Numbers) -> Skeleton:
     candidates = np.unique(np.concatenate([knn_edges(nodes, k), knn_edges(images, k)]), axis=0)
     apart = cdist(images, images)
     i, j = candidates.T
-    length = np.maximum(apart[i, j], np.finfo(float).tiny)  # a graph takes zero for no edge
+    length = _positive(apart[i, j])
     tree = minimum_spanning_tree(csr_array((length, candidates.T), shape=(n, n))).tocoo()
     typical = float(np.median(tree.data))
     sound = tree.data <= _TORN * typical
@@ -85,6 +86,11 @@ def skeleton(nodes: Numbers, images: Numbers) -> Skeleton:
     near[near] = _are_relative_neighbours(apart, candidates[near], length[near])
     edges = np.unique(np.concatenate([stems, candidates[near]]), axis=0)
     return Skeleton(nodes, edges, apart[edges[:, 0], edges[:, 1]], _spacing(nodes, stems), typical)
+
+
+def _positive(lengths: Numbers) -> Numbers:
+    """Lengths of edges; a graph takes zero for no edge."""
+    return np.maximum(lengths, np.finfo(float).tiny)
 
 
 def _are_relative_neighbours(apart: Numbers, edges: NDArray[np.int64], length: Numbers) -> NDArray[np.bool_]:
@@ -171,11 +177,15 @@ class Shortcuts(NamedTuple):
 def shortcuts(bones: Skeleton) -> Shortcuts:
     """The shortcuts that noise has to make dearer than the way around."""
     n, d = bones.nodes.shape
-    graph = csr_array((np.maximum(bones.lengths, np.finfo(float).tiny), bones.edges.T), shape=(n, n))
     asked = np.unique(np.linspace(0, n - 1, min(n, _ASKED)).astype(int))
-    around = dijkstra(graph, directed=False, indices=asked)
-    strange = np.isfinite(around) & (around > _APART * bones.typical)
-    distance = np.where(strange, cdist(bones.nodes[asked], bones.nodes), math.inf)
+    steps = np.linalg.norm(np.diff(bones.nodes[bones.edges], axis=1)[:, 0], axis=1)
+    around, latent = (
+        dijkstra(csr_array((_positive(by), bones.edges.T), shape=(n, n)), directed=False, indices=asked)
+        for by in (bones.lengths, steps)
+    )
+    straight = cdist(bones.nodes[asked], bones.nodes)
+    strange = np.isfinite(around) & (around > _APART * bones.typical) & (latent > _AROUND * straight)
+    distance = np.where(strange, straight, math.inf)
     other, some = distance.argmin(1), strange.any(1)
     a, b = bones.nodes[asked[some]], bones.nodes[other[some]]
     share = np.linspace(0, 1, 33)[:, None]

@@ -22,7 +22,7 @@ from oddity.numerics.ambient import door
 __all__ = ["LengthUncertainty", "expected_norm", "length_uncertainty", "metric_variance", "squared_speed_variance"]
 
 _ROWS = 1024  # pairs (a, b) at a time: memory stays bounded
-_NODES = torch.linspace(-6, 8, 57, dtype=torch.float64)  # log s / 2
+_NODES = torch.linspace(-6, 8, 57, dtype=torch.float64, device="cpu")  # log s / 2
 
 
 @door

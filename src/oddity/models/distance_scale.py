@@ -183,14 +183,14 @@ class DistanceScale(PrecisionNetwork):
 
     def _activation(self, depth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return v and its first two derivatives by the depth: (N,) -> (N,) three times."""
-        x, first, second = 1.0, 0.0, 0.0
+        x, first, second = torch.ones_like(depth), torch.zeros_like(depth), torch.zeros_like(depth)
         for onset, rate, growth in self.profile.tolist():
             t = depth - onset
             slope = torch.sigmoid(rate * t)
             x = x + growth * nn.functional.softplus(t, beta=rate)
             first = first + growth * slope
             second = second + growth * rate * slope * (1 - slope)
-        v = 1 / torch.as_tensor(x)
+        v = 1 / x
         return v, -first * v * v, v * v * (2 * first * first * v - second)
 
     def _profiled(self, depth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -312,7 +312,7 @@ class DistanceScale(PrecisionNetwork):
         wide = placed(whole, faint, _WIDE_REACH, seed)
         centres = torch.cat([torch.from_numpy(bumps.centres), wide[0]]).to(z)
         bandwidths = torch.cat([torch.from_numpy(bumps.bandwidths), wide[1]]).to(z)
-        mixture = torch.cat([torch.from_numpy(bumps.weights), torch.full((len(wide[0]),), _FAINT)]).to(z)
+        mixture = torch.cat([torch.from_numpy(bumps.weights), wide[1].new_full(wide[1].shape, _FAINT)]).to(z)
         least = float(full_zeta(zeta, outputs).min())
         last = min(1e3 / (min_std**2 * least * (_BOTTOM - _FAR)), 1e15)  # beyond, W v is a thousandth of zeta
         scale = cls(centres, bandwidths, mixture, outputs, last=last, zeta=zeta)

@@ -117,7 +117,7 @@ def _one_after_another(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sequential elimination, compiled; the damping is overwritten. Without a unit it is never raised."""
     B, n, d = rhs.shape
-    x, definite = rhs.new_empty(rhs.shape), torch.empty(B, dtype=torch.bool)
+    x, definite = rhs.new_empty(rhs.shape), torch.empty(B, dtype=torch.bool, device="cpu")
     assert diagonal.dtype == upper.dtype == rhs.dtype, "one dtype for all"
     skip = rhs.new_zeros(B, max(0, n // 2 - 1), d, d) if skip is None else skip
     seconds = n * (_SECONDS[0] + _SECONDS[1] * d**2)

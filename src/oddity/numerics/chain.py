@@ -402,7 +402,7 @@ def keep_freed_memory(device: torch.device) -> None:
     solver's time. Freeing one untouched block of just under 32 MB raises its thresholds, for the life of the process.
     """
     if device.type == "cpu":
-        torch.empty((1 << 25) - (1 << 16), dtype=torch.uint8)
+        torch.empty((1 << 25) - (1 << 16), dtype=torch.uint8, device="cpu")
 
 
 class Status(IntEnum):

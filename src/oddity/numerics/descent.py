@@ -112,10 +112,10 @@ def solve(
         )
     metric, program = programs
     tol = usual_tolerance(start.dtype) if tolerance is None else tolerance
-    iterations = torch.zeros(B, dtype=torch.long)
+    iterations = torch.zeros(B, dtype=torch.long, device="cpu")
     allowed = max_iterations - (iterations if spent is None else spent)
     points, energy, decrement = start.new_empty(start.shape), start.new_zeros(B), start.new_zeros(B)
-    status = torch.full((B,), Status.RUNNING)
+    status = torch.full((B,), Status.RUNNING, device="cpu")
     keep_freed_memory(start.device)  # PyTorch will measure what is found
     kernel = _solved_under_layers if isinstance(program, LayeredProgram) else _solved_in_table
     kernel(

@@ -111,7 +111,7 @@ def program_of(stages: Sequence[Stage]) -> LayeredProgram:
 
 def nothing(like: Tensor) -> LayeredProgram:
     """No function at all."""
-    return LayeredProgram(like.new_zeros(0), like.new_zeros(3, 0), torch.zeros(0, 6, dtype=torch.long))
+    return LayeredProgram(like.new_zeros(0), like.new_zeros(3, 0), torch.zeros(0, 6, dtype=torch.long, device="cpu"))
 
 
 _FILLED = {"root": 1.0, "depth": 1.0, "inverse": 1.0}  # where units are filled up, their activation must be finite

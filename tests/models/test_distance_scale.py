@@ -83,6 +83,21 @@ def test_the_wall_is_what_a_way_out_costs() -> None:
     assert float(out[metric.argmax()]) == pytest.approx(wall.radius, rel=0.02)
 
 
+def test_the_wall_around_data_is_where_a_ray_meets_it() -> None:
+    z, decoder = gaussian(300, 2).double(), nn.Linear(2, 6).double().eval().requires_grad_(False)
+    net = oddity.add_uncertainty(decoder, z, decoder(z) + 0.1 * gaussian(300, 6).double()).scale
+    wall, M = net.wall(), oddity.Pullback(net.std, expansion=net.expand_std)
+    away = net.centres - net.centres.mean(0)
+    start = int(away.norm(dim=1).argmax())
+    ray = (
+        net.centres[start]
+        + torch.linspace(0, 30, 60001, dtype=torch.float64)[:, None] * away[start] / away[start].norm()
+    )
+    assert float(M.length(ray)) == pytest.approx(wall.crossing_cost, rel=0.01)
+    speed = M.norm(ray, (away[start] / away[start].norm()).expand(len(ray), -1))
+    assert float(speed.max().square()) == pytest.approx(wall.height, rel=0.02)
+
+
 # -- corridors --------------------------------------------------------------------------------------------------------
 
 
@@ -171,6 +186,51 @@ def test_there_is_no_wall_across_the_data(name: str) -> None:
     assert float(u.std(z).median()) < 0.2
     assert u.std_off_data > 4 * u.std_on_data or name in ("all equal", "two rows")
     assert bool(oddity.expected_metric(u).metric(z[:3]).isfinite().all())
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("n", [100, 300, 2000])
+def test_random_places_along_a_line_have_no_walls_between(n: int, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    z = torch.rand(n, 1, generator=g)
+    decoder = nn.Linear(1, 20).eval().requires_grad_(False)
+    u = oddity.add_uncertainty(decoder, z, decoder(z) + 0.02 * torch.randn(n, 20, generator=g))
+    t = torch.linspace(float(z.quantile(0.02)), float(z.quantile(0.98)), 5000)[:, None]
+    known, found = (oddity.expected_metric(x).length(t) for x in (decoder, u))
+    assert float(found) < 1.1 * float(known)
+
+
+@pytest.mark.parametrize("gap", [2.0, 5.0, 10.0, 20.0, 30.0])
+def test_torn_strands_spoil_nothing(gap: float) -> None:
+    t = torch.linspace(0, 1, 400)[:, None]
+    z = torch.cat([t, gap * (t > 0.5)], 1)
+
+    def decoder(z: Tensor) -> Tensor:
+        return z[:, :1].expand(-1, 5)
+
+    u = oddity.add_uncertainty(decoder, z, decoder(z) + 0.02 * gaussian(400, 5))
+    assert bool((u.scale.depth(z).abs() < 1).float().mean() > 0.97)
+    assert u.std_on_data < 0.035
+    off = z[50] + torch.tensor([0.0, -0.1])  # 40 spacings beside the strand
+    assert float(u.std(off).mean()) > 5 * u.std_on_data
+
+
+def test_a_small_island_is_inside_too() -> None:
+    z = torch.cat([gaussian(9990, 2), 0.3 * gaussian(10, 2) + 15])
+    decoder = nn.Linear(2, 3).eval().requires_grad_(False)
+    u = oddity.add_uncertainty(decoder, z, decoder(z) + 0.1 * gaussian(10000, 3))
+    depth = u.scale.depth(z)
+    assert float(depth[-10:].median()) < 1
+    assert float(depth.quantile(0.97)) < 2
+
+
+def test_a_point_alone_and_in_company() -> None:
+    net = scale(2, dtype=torch.float32)
+    z = torch.randn(50, 2, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(torch.cat([net.std(one) for one in z.split(1)]), net.std(z))
+    assert torch.equal(net.expand_std(z).value, net.std(z))
+    slope = torch.func.vmap(torch.func.jacfwd(net.std))(z)
+    torch.testing.assert_close(slope, net.std_jacobian(z), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("n", [300, 2000])  # all of the codes in the skeleton, or some

@@ -23,7 +23,7 @@ from oddity.numerics.chain import (
     places_at,
     usual_tolerance,
 )
-from oddity.numerics.descent import Guided, solve
+from oddity.numerics.descent import Guided, solve, solve_in_double
 from oddity.numerics.layered import LayeredProgram, squares_in_layers
 from oddity.numerics.native import serves
 
@@ -271,12 +271,13 @@ def _finer_starts(
 ) -> list[tuple[Tensor, Tensor]]:
     """Paths whose walls the first grid steps over, on the grids that don't, finest first: numbers of starts, chains.
 
-    In a corridor a coarse chain goes through the walls, and is far away by the time that its grid sees them.
+    In a corridor a coarse chain goes through the walls, and is far away by the time that its grid sees them. A path
+    that every grid steps over starts on the first one, as elsewhere.
     """
     found = list[tuple[Tensor, Tensor]]()
     left, side = torch.arange(len(a), device=a.device), n
     while len(left) and side <= solver.max_segments // 2:
-        if 2 * side > paths.shape[1] - 1:
+        if 2 * side > paths.shape[1] - 1 or (paths.shape[1] - 1) % side:
             paths = roads.paths(a[left], b[left], 4 * side)
         chains = paths[:, :: (paths.shape[1] - 1) // side]
         truth = M._lengths(paths)
@@ -538,7 +539,38 @@ class _Race:
         return found.points, measured, again
 
     def _solve_to_the_end(self, entrants: Tensor, chains: Tensor, widths: Tensor) -> tuple[ChainSolution, _Measured]:
-        """Solve under the metric, guided by its sketch as far as that agrees with it."""
+        """Solve under the metric, guided by its sketch as far as that agrees with it; the rest in double."""
+        found, measured = self._solve_in_own_precision(entrants, chains, widths)
+        left = (~found.stationary & ~self._spent(entrants) & measured.length.isfinite()).nonzero()[:, 0]
+        again = None
+        if len(left):
+            again = solve_in_double(
+                self.M,
+                found.points[left],
+                widths[left],
+                tolerance=self.solver.tolerance or usual_tolerance(chains.dtype),
+                max_iterations=self.solver.max_iterations,
+                spent=self.iterations[entrants[left]],
+            )
+        if again is not None:
+            self.iterations[entrants[left]] += again.iterations
+            self._replace(found, measured, left, again, widths)
+        return found, measured
+
+    def _replace(
+        self, found: ChainSolution, measured: _Measured, which: Tensor, again: ChainSolution, widths: Tensor
+    ) -> None:
+        """Put what was found again, and measured, in the place of what was found."""
+        found.points[which], found.decrement[which] = again.points, again.decrement
+        found.stationary[which] = again.stationary
+        for k, i in enumerate(which.tolist()):
+            found.why[i] = again.why[k]
+        for whole, part in zip(measured, _measure(self.M, again.points, widths[which]), strict=True):
+            whole[which] = part
+
+    def _solve_in_own_precision(
+        self, entrants: Tensor, chains: Tensor, widths: Tensor
+    ) -> tuple[ChainSolution, _Measured]:
         if self.sketch is self.M:
             found = self._solve(self.M, entrants, chains, widths, exact=True)
             return found, _measure(self.M, found.points, widths)
@@ -553,12 +585,7 @@ class _Race:
         left = (~found.stationary | apart).nonzero()[:, 0]
         if len(left):
             again = self._solve(self.M, entrants[left], found.points[left], widths[left], exact=True)
-            found.points[left], found.decrement[left] = again.points, again.decrement
-            found.stationary[left] = again.stationary
-            for k, i in enumerate(left.tolist()):
-                found.why[i] = again.why[k]
-            for whole, part in zip(measured, _measure(self.M, again.points, widths[left]), strict=True):
-                whole[left] = part
+            self._replace(found, measured, left, again, widths)
         return found, measured
 
     def _worth_pursuing(self, entrants: Tensor, points: Tensor) -> Tensor:

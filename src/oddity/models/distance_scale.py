@@ -38,7 +38,8 @@ _INSIDE = 0.9  # so many of them
 _HELD_OUT = 5  # every so many codes are
 _DEARER = 1.75  # times the way around, a shortcut across a gap
 _MOST = 0.75  # of the shortcuts at least
-_GROWTH = 20.0, 4000.0, 200.0  # least and greatest, and that of data without a gap
+_LEAST_GROWTH, _GREATEST_GROWTH = 100.0, 4000.0
+_NUMBERS = 1 << 24  # in one block of ways from bumps
 
 
 @doors
@@ -95,7 +96,7 @@ class DistanceScale(PrecisionNetwork):
         mixture: Tensor,
         out_features: int,
         *,
-        growth: float = _GROWTH[-1],
+        growth: float = _LEAST_GROWTH,
         last: float = 1e6,
         zeta: float | Tensor = DEFAULT_ZETA,
     ) -> None:
@@ -132,14 +133,33 @@ class DistanceScale(PrecisionNetwork):
 
         ``(*, d) -> (*,)``.
         """
-        exponent = (self.bandwidths * self._away(z.reshape(-1, z.shape[-1])).square().sum(0)).clamp(
-            max=largest_exponent(z.dtype)
+        return self._depth(z).reshape(z.shape[:-1])
+
+    def _depth(self, z: Tensor) -> Tensor:
+        """The same of all rows: (*, d) -> (N,)."""
+        rows = z.reshape(-1, z.shape[-1])
+        blocks = rows.split(max(1, _NUMBERS // self.centres.numel()))
+        return (
+            torch.cat([self._mixed(self._away(some))[0] for some in blocks])
+            if len(blocks) > 1
+            else (self._mixed(self._away(rows))[0])
         )
-        return -((-exponent).exp() @ self.mixture + math.exp(-_BOTTOM)).log().reshape(z.shape[:-1])
+
+    def _mixed(self, away: Tensor) -> tuple[Tensor, Tensor]:
+        """Depth (N,), and each bump's share 2 lambda q of what makes its gradient, (N, K), by the ways (d, N, K)."""
+        exponent = self.bandwidths * away.square().sum(0)
+        bound = largest_exponent(exponent.dtype)
+        bumps = (-exponent.clamp(max=bound)).exp() * self.mixture
+        total = bumps.sum(1) + math.exp(-_BOTTOM)
+        return -total.log(), 2 * self.bandwidths * bumps * (exponent <= bound) / total[:, None]
 
     def activations(self, z: Tensor) -> Tensor:
         """Return v(z), how much the data are there: (*, d) -> (*, 1)."""
-        return self._activation(self.depth(z))[0][..., None]
+        return self._activation(self._depth(z))[0].reshape(*z.shape[:-1], 1)
+
+    def precision(self, z: Tensor) -> Tensor:
+        """Return ``beta(z) = W v(z) + zeta``: (*, d) -> (*, D)."""
+        return self.activations(z) * self.weight[:, 0] + self.zeta
 
     def overlap(self) -> Tensor:
         """How many activations there are where each one is highest: one."""
@@ -157,9 +177,9 @@ class DistanceScale(PrecisionNetwork):
 
     @torch.no_grad()
     def wall(self) -> Wall:
-        """Measure the wall around a lone bump of the median bandwidth: highest metric, and the cost of leaving.
+        """Measure the wall on the way out: from the bump that is farthest from their mean, straight away from it.
 
-        Between strands of data the wall is lower; the cost of leaving is the same everywhere.
+        Between strands of data the wall is lower.
 
         Examples
         --------
@@ -168,26 +188,32 @@ class DistanceScale(PrecisionNetwork):
         >>> round(scale.wall().crossing_cost)
         252
         """
-        rate = float(self.bandwidths.median())
-        depth = torch.linspace(0, _BOTTOM, 3001, dtype=torch.float64, device=self.weight.device)[1:]
-        std, first, _ = self._profiled(depth.to(self.weight.dtype))
-        speed = first.double().square().sum(1).sqrt()  # of the standard deviations, by the depth
-        metric = (speed * 2 * (rate * depth).sqrt()).square()  # y = rate r^2
-        top = int(metric.argmax())
-        on, far = self._profiled(depth[:1].to(std))[0].double(), self.zeta.double().rsqrt()
+        centres = self.centres
+        away = centres - centres.mean(0)
+        start = int(away.norm(dim=1).argmax())
+        way = away[start] if bool(away[start].any()) else torch.ones_like(away[start])
+        way = nn.functional.normalize(way, dim=0)
+        farthest = float((2 * _BOTTOM / self.bandwidths.min()).sqrt() + (centres - centres[start]).norm(dim=1).max())
+        share = torch.cat([torch.zeros(1, device="cpu"), torch.logspace(-4, 0, 4000, device="cpu")])
+        r = (farthest * share).to(centres)
+        depth, gradient, _, _ = self._depth_derived(centres[start] + r[:, None] * way)
+        std, first, _ = self._profiled(depth)
+        speed = first.double().square().sum(1).sqrt() * (gradient @ way).double().abs()
+        top = int(speed.argmax())
         return Wall(
-            radius=math.sqrt(float(depth[top]) / rate),
-            height=float(metric[top]),
-            crossing_cost=float((far - on).norm()),
+            radius=float(r[top]),
+            height=float(speed[top].square()),
+            crossing_cost=float((std[1:] - std[:-1]).double().norm(dim=1).sum()),
         )
 
     def _activation(self, depth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return v and its first two derivatives by the depth: (N,) -> (N,) three times."""
         x, first, second = torch.ones_like(depth), torch.zeros_like(depth), torch.zeros_like(depth)
         for onset, rate, growth in self.profile.tolist():
-            t = depth - onset
-            slope = torch.sigmoid(rate * t)
-            x = x + growth * nn.functional.softplus(t, beta=rate)
+            t = rate * (depth - onset)
+            small = (-t.abs()).exp()  # functions that take one number as they take many: no softplus, no sigmoid
+            slope = torch.where(t > 0, 1.0, small) / (1 + small)
+            x = x + growth * (t.clamp(min=0) + small.log1p()) / rate
             first = first + growth * slope
             second = second + growth * rate * slope * (1 - slope)
         v = 1 / x
@@ -197,20 +223,16 @@ class DistanceScale(PrecisionNetwork):
         """Standard deviations and their first two derivatives by the depth: (N,) -> (N, D) three times."""
         v, first, second = (x[:, None] for x in self._activation(depth))
         weight = self.weight[:, 0]
-        variance = 1 / (v * weight + self.zeta)
-        std = variance.sqrt()
+        std = (v * weight + self.zeta).rsqrt()
+        variance = std.square()
         slope = -0.5 * std * variance * weight  # of std by v
         return std, slope * first, slope * second - 1.5 * variance * weight * slope * first * first
 
     def _depth_derived(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Depth (N,), its gradient (N, d), the bumps' shares q lambda (N, K), and the way from them (d, N, K)."""
         away = self._away(z)
-        exponent = self.bandwidths * away.square().sum(0)
-        bound = largest_exponent(z.dtype)
-        bumps = (-exponent.clamp(max=bound)).exp() * self.mixture
-        total = bumps.sum(1) + math.exp(-_BOTTOM)
-        shares = 2 * self.bandwidths * bumps * (exponent <= bound) / total[:, None]
-        return -total.log(), (shares * away).sum(-1).mT, shares, away
+        depth, shares = self._mixed(away)
+        return depth, (shares * away).sum(-1).mT, shares, away
 
     def _expand_std(self, z: Tensor) -> Expansion:
         """Value, frame, bend and second derivatives: (N, d).
@@ -257,8 +279,9 @@ class DistanceScale(PrecisionNetwork):
     ) -> Self:
         """Lay bumps along the codes, with the reach and the growth that the codes and their images ask for.
 
-        The reach is the least, in spacings of neighbours, that keeps nine of ten held-out codes inside; the growth
-        makes three quarters of the shortcuts across gaps dearer than the way around. W stays all ones.
+        The reach is the least, in spacings of neighbours, that keeps nine of ten held-out codes inside; the growth is
+        what makes three quarters of the shortcuts across gaps dearer than the way around, from 100 to 4,000. W stays
+        all ones.
 
         Parameters
         ----------
@@ -274,7 +297,7 @@ class DistanceScale(PrecisionNetwork):
         min_std : float
             No output's standard deviation will be smaller.
         seed : int
-            Chooses the codes where there are many; the global random state is left alone.
+            Chooses among the codes where there are more than 500; the global random state is left alone.
 
         Raises
         ------
@@ -303,8 +326,7 @@ class DistanceScale(PrecisionNetwork):
                 places = torch.from_numpy(points).to(z).split(1 << 12)
                 return torch.cat([decode(some).flatten(1).double().cpu() for some in places]).numpy()
 
-        rows = np.unique(z.detach().double().cpu().numpy(), axis=0)
-        rows = rows[np.random.default_rng(seed).permutation(len(rows))]
+        rows = _covering(np.unique(z.detach().double().cpu().numpy(), axis=0), seed)
         bones = skeleton(rows[:_NODES], images(rows[:_NODES]))
         bumps = bumps_along(bones, _reach(bones, rows, images), _BUMPS)
         outputs = images(rows[:1]).shape[1]
@@ -318,6 +340,19 @@ class DistanceScale(PrecisionNetwork):
         scale = cls(centres, bandwidths, mixture, outputs, last=last, zeta=zeta)
         scale.profile[0, 2] = _growth(scale, bones, images, residual, z)
         return scale
+
+
+def _covering(rows: np.ndarray, seed: int) -> np.ndarray:
+    """The same rows, the nodes of a skeleton first: half of them drawn, then always the row farthest from all nodes."""
+    if len(rows) <= _NODES:
+        return rows
+    rows = rows[np.random.default_rng(seed).permutation(len(rows))]
+    chosen = list(range(_NODES // 2))
+    distance = cdist(rows, rows[chosen], "sqeuclidean").min(1)
+    while len(chosen) < _NODES:
+        chosen.append(int(distance.argmax()))
+        distance = np.minimum(distance, np.square(rows - rows[chosen[-1]]).sum(1))
+    return np.concatenate([rows[chosen], np.delete(rows, chosen, 0)])
 
 
 def _reach(bones: Skeleton, rows: np.ndarray, images: Callable[[np.ndarray], np.ndarray]) -> float:
@@ -352,26 +387,25 @@ def _growth(
     A line across a gap costs its decoded length, and twice the rise of sqrt(D) std: ``2 residual (sqrt(1 + growth h) -
     1)`` with h the distance's square, s(y - 1), at its deepest place.
     """
-    least, greatest, usual = _GROWTH
     lines, around = shortcuts(bones)
     if not len(lines):
-        return usual
+        return _LEAST_GROWTH
     count, places, d = lines.shape
     depth = scale.depth(torch.from_numpy(lines.reshape(-1, d)).to(like)).double().cpu().numpy()
     deepest = depth.reshape(count, places).max(1)
     gap = deepest > _ONSET + 1 / _RATE
     if not gap.any():
-        return usual
+        return _LEAST_GROWTH
     away = np.logaddexp(0, _RATE * (deepest[gap] - _ONSET)) / _RATE
     steps = np.diff(images(lines[gap].reshape(-1, d)).reshape(int(gap.sum()), places, -1), axis=1)
     wanted = _DEARER * around[gap] - np.linalg.norm(steps, axis=-1).sum(1)
     if not (wanted > 0).any():
-        return usual
+        return _LEAST_GROWTH
     rise = ((1 + wanted / (2 * residual)) ** 2)[wanted > 0]  # of the variance
     onset = np.logaddexp(0, -_RATE * _ONSET) / _RATE  # the same along the data
     room = away[wanted > 0] - rise * onset
-    needed = np.where(room > 0, (rise - 1) / np.where(room > 0, room, 1), greatest)
-    return float(np.quantile(needed, _MOST).clip(least, greatest))
+    needed = np.where(room > 0, (rise - 1) / np.where(room > 0, room, 1), _GREATEST_GROWTH)
+    return float(np.quantile(needed, _MOST).clip(_LEAST_GROWTH, _GREATEST_GROWTH))
 
 
 class _StdForm:

@@ -512,7 +512,8 @@ class WeightLikelihood:
         if min_std <= 0:
             raise ValueError(f"min_std={min_std:g}: the observation noise must be positive")
         self._rbf, self._noise, self._reduce = rbf, min_std**2, reduce
-        self._codes: list[Tensor] = []
+        self._one = rbf.weight.shape[1] == 1  # activation of each code, which takes no room
+        self._codes: list[Tensor] = []  # or what they activate, if it is one number
         weight = rbf.weight.detach()
         self._moment = torch.zeros_like(weight, dtype=torch.float64)  # sum_n v_nk r_nd^2, (D, K)
         self._residual = torch.zeros_like(weight[:, 0], dtype=torch.float64)  # sum_n r_nd^2, (D,)
@@ -526,7 +527,7 @@ class WeightLikelihood:
         assert not self._summed, "the sums are closed"
         v = self._rbf.activations(z)  # (n, K)
         r2 = squared_residuals + self._noise  # (n, D)
-        self._codes.append(z.detach())
+        self._codes.append(v if self._one else z.detach())
         self._moment += (r2.T @ v).double()
         self._residual += r2.sum(0).double()
         self._mass += v.sum(0).double()
@@ -572,8 +573,8 @@ class WeightLikelihood:
         """Yield the activations (rows, K) of so many codes that (rows, D) stays small."""
         rows = max(1, _BLOCK // self._rbf.out_features)
         for codes in self._codes:
-            for first in range(0, len(codes), rows):
-                yield self._rbf.activations(codes[first : first + rows])
+            for some in codes.split(rows):
+                yield some if self._one else self._rbf.activations(some)
 
     def _sum_over_processes(self) -> None:
         """Sum the moments over processes, once: the first start or step ends the adding."""

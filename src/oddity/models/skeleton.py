@@ -22,12 +22,16 @@ __all__ = ["Bumps", "Shortcuts", "Skeleton", "bumps_along", "shortcuts", "skelet
 Numbers = NDArray[np.float64]
 
 _NEIGHBOURS = 10  # of a code, among the codes and among their images: what edges are chosen from
-_TORN = 4.0  # an edge so many times longer than the tree's edges there leads to other data
-_EVEN = 2.0  # spacings differ from the median by this factor at most
+_TORN = 4.0  # an edge beside the tree, so many times longer than the tree's edges there, leads to other data
+_ALONE = 4.0  # one of the tree is, times the logarithm of the number of nodes: random places have no such gaps
+_LEAST = 1e-2  # of the median: no edge counts as shorter
+_ROUNDS = 5  # of averages with the neighbours along the tree
 _APART = 12.0  # of the tree's typical edges: images so far apart along the skeleton are strangers
 _AROUND = 3.0  # times as far in latent space along the skeleton as straight: there is a gap between
 _ASKED = 300  # codes at which the cost of a shortcut is asked
 _UPDATES = 100  # of the bumps' weights
+_ON_AN_EDGE = 100  # bumps at most: what would take more is no way between neighbours
+_LOOSE = 1.5  # reaches from one bump to the next, at most: the ripple of their sum is a thousandth
 _ROWS = 1 << 24  # numbers in one block of distances
 
 
@@ -77,8 +81,11 @@ def skeleton(nodes: Numbers, images: Numbers) -> Skeleton:
     length = _positive(apart[i, j])
     tree = minimum_spanning_tree(csr_array((length, candidates.T), shape=(n, n))).tocoo()
     typical = float(np.median(tree.data))
-    sound = tree.data <= _TORN * typical
-    stems, heights = np.sort(np.stack([tree.row, tree.col], 1)[sound], 1), tree.data[sound]
+    stems, heights = np.sort(np.stack([tree.row, tree.col], 1), 1), tree.data
+    level = _smoothed(n, stems, heights)
+    usual = np.maximum(np.minimum(level[stems[:, 0]], level[stems[:, 1]]), typical)
+    sound = heights <= _ALONE * (1 + math.log(n)) * usual
+    stems, heights = stems[sound], heights[sound]
     longest = np.zeros(n)
     for end in stems.T:
         np.maximum.at(longest, end, heights)
@@ -105,37 +112,41 @@ def _are_relative_neighbours(apart: Numbers, edges: NDArray[np.int64], length: N
 
 def _spacing(nodes: Numbers, stems: NDArray[np.int64]) -> Numbers:
     """Length in latent space of the tree's edges at each node, evened out along the tree."""
-    n = len(nodes)
     step = np.linalg.norm(nodes[stems[:, 0]] - nodes[stems[:, 1]], axis=1)
-    typical = float(np.median(step)) if len(step) and np.median(step) > 0 else 1.0
+    return _smoothed(len(nodes), stems, step)
+
+
+def _smoothed(n: int, stems: NDArray[np.int64], step: Numbers) -> Numbers:
+    """The median length of a tree's edges at each node, and as a geometric mean along the tree."""
+    typical = float(np.median(step[step > 0])) if (step > 0).any() else 1.0
     ends, steps = np.concatenate([stems[:, 0], stems[:, 1]]), np.concatenate([step, step])
     order = np.lexsort((steps, ends))
     ends, steps = ends[order], steps[order]
     first, last = np.searchsorted(ends, np.arange(n)), np.searchsorted(ends, np.arange(n), side="right")
-    spacing = np.full(n, typical)
+    median = np.full(n, typical)
     some = last > first
-    spacing[some] = steps[(first[some] + last[some]) // 2]  # the median, the greater of two
-    level = np.log(spacing.clip(typical / _EVEN, typical * _EVEN))
+    median[some] = steps[(first[some] + last[some] - 1) // 2]  # the smaller of two
+    level = np.log(median.clip(typical * _LEAST))
     both = np.concatenate([stems, stems[:, ::-1]])
     joined = csr_array((np.ones(len(both)), both.T), shape=(n, n))
-    for _ in range(3):
+    for _ in range(_ROUNDS):
         level = (level + joined @ level) / (1 + joined @ np.ones(n))
     found: Numbers = np.exp(level)
     return found
 
 
 def bumps_along(bones: Skeleton, reach: float, most: int) -> Bumps:
-    """Bumps on the nodes and along the edges, at most one reach apart, with weights that make their sum even.
+    """Bumps on the nodes and along the edges, little more than a reach apart, with weights that make their sum even.
 
-    ``reach`` is the standard deviation of a bump over the spacing of the nodes there. The sum is one at places on the
-    nodes, between them, and between those, or above: at nine in ten of them.
+    ``reach`` is the standard deviation of a bump over the spacing of the nodes there; it grows where the bumps would
+    be more than ``most``. The sum is about one along the edges, and one or more at nine in ten of the nodes.
     """
-    pieces = 1.0
+    apart = 1.0  # reaches from one bump to the next
     while True:
-        centres, spacing, between = _along(bones, pieces * reach)
+        centres, spacing, between = _along(bones, apart * reach)
         if len(centres) <= max(most, len(bones.nodes)):
             break
-        pieces *= 1.3
+        apart, reach = (1.25 * apart, reach) if apart < _LOOSE else (apart, 1.25 * reach)
     rate = 0.5 / (reach * spacing) ** 2
     places = np.concatenate([centres, between])
     values = np.exp(-rate * cdist(places, centres, "sqeuclidean")).astype(np.float32)
@@ -143,7 +154,7 @@ def bumps_along(bones: Skeleton, reach: float, most: int) -> Bumps:
     mass = values.sum(0)
     for _ in range(_UPDATES):  # the likelihood of a mixture: no step lowers it, and none makes a weight negative
         weights = weights * (values.T @ (1 / (values @ weights))) / mass
-    weights = weights / np.quantile(values @ weights, 0.1)
+    weights = weights / np.quantile(values[: len(bones.nodes)] @ weights, 0.1)
     kept = weights > 1e-6 * weights.max()
     return Bumps(centres[kept], rate[kept], weights[kept].astype(np.float64))
 
@@ -152,7 +163,9 @@ def _along(bones: Skeleton, piece: float) -> tuple[Numbers, Numbers, Numbers]:
     """Points on edges, so many spacings apart at most, after the nodes; the spacing there; and points between them."""
     nodes, (i, j) = bones.nodes, bones.edges.T
     length = np.linalg.norm(nodes[i] - nodes[j], axis=1)
-    count = np.maximum(1, np.ceil(length / (piece * np.minimum(bones.spacing[i], bones.spacing[j])))).astype(int)
+    count = np.ceil(length / (piece * np.minimum(bones.spacing[i], bones.spacing[j])))
+    short = count <= _ON_AN_EDGE
+    i, j, count = i[short], j[short], np.maximum(1, count[short]).astype(int)
     edge = np.repeat(np.arange(len(count)), count)
     place = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count)  # 0 to count - 1 on each edge
 

@@ -46,7 +46,7 @@ from oddity.numerics.layered import (
 )
 from oddity.numerics.native import Kernel, Part, serves
 
-__all__ = ["Guided", "Program", "Programmed", "solve"]
+__all__ = ["Guided", "Program", "Programmed", "solve", "solve_in_double"]
 
 Program: TypeAlias = LayeredProgram | TableProgram
 """An energy as compiled loops know it."""
@@ -96,7 +96,7 @@ def solve(
 
     See there for parameters and result. The compiled loop takes the same steps; numbers differ by rounding.
     """
-    B, n, d = len(start), start.shape[1] - 1, start.shape[2]
+    B, n = len(start), start.shape[1] - 1
     h = start.new_full((B, n), 1 / n) if widths is None else widths
     programs = _programs(problem, start) if serves(start, h) and B else None
     if programs is None:
@@ -110,10 +110,47 @@ def solve(
             exact=exact,
             damping=damping,
         )
-    metric, program = programs
-    tol = usual_tolerance(start.dtype) if tolerance is None else tolerance
-    iterations = torch.zeros(B, dtype=torch.long, device="cpu")
-    allowed = max_iterations - (iterations if spent is None else spent)
+    return _compiled(
+        programs,
+        start,
+        h,
+        usual_tolerance(start.dtype) if tolerance is None else tolerance,
+        max_iterations,
+        torch.zeros(B, dtype=torch.long, device="cpu") if spent is None else spent,
+        exact=exact,
+        damping=damping,
+    )
+
+
+def solve_in_double(
+    problem: object, start: Tensor, widths: Tensor, *, tolerance: float, max_iterations: int, spent: Tensor
+) -> ChainSolution | None:
+    """Solve chains of single precision to the end in double; None where no loop knows the layers of the problem."""
+    program = problem._program() if isinstance(problem, Programmed) and serves(start, widths) else None
+    if not isinstance(program, LayeredProgram) or start.dtype != torch.float32 or not program.fits(start):
+        return None
+    program = program._replace(matrices=program.matrices.double(), units=program.units.double())
+    c = start.double()
+    found = _compiled((nothing(c), program), c, widths.double(), tolerance, max_iterations, spent, exact=True)
+    points = found.points.float()
+    points[:, 0], points[:, -1] = start[:, 0], start[:, -1]
+    return found._replace(points=points, energy=found.energy.float(), decrement=found.decrement.float())
+
+
+def _compiled(
+    programs: tuple[LayeredProgram, Program],
+    start: Tensor,
+    h: Tensor,
+    tol: float,
+    max_iterations: int,
+    spent: Tensor,
+    *,
+    exact: bool,
+    damping: float = 0.0,
+) -> ChainSolution:
+    """What the loops find, in so many iterations as are left to each chain."""
+    (metric, program), (B, n, d) = programs, (len(start), start.shape[1] - 1, start.shape[2])
+    iterations, allowed = torch.zeros_like(spent), max_iterations - spent
     points, energy, decrement = start.new_empty(start.shape), start.new_zeros(B), start.new_zeros(B)
     status = torch.full((B,), Status.RUNNING, device="cpu")
     keep_freed_memory(start.device)  # PyTorch will measure what is found

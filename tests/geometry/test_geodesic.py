@@ -679,3 +679,40 @@ def test_a_failure_among_decoders_that_take_no_empty_batch_is_told() -> None:
     M = Pullback(lambda z: torch.stack([z, z.sin()], -1).reshape(len(z), -1))
     g = M.geodesic(torch.zeros(2, 2), torch.ones(2, 2), solver=ChainSolver(max_iterations=1, tolerance=1e-30))
     assert not g.converged.any()
+
+
+# -- corridors --------------------------------------------------------------------------------------------------------
+
+
+def corridor(dtype: torch.dtype) -> tuple[Manifold, Tensor]:
+    """A helix in three dimensions whose noise rises on all sides, and its codes."""
+    t = torch.linspace(0, 1, 200, dtype=torch.float64)
+    z = torch.stack([(9 * t).cos(), (9 * t).sin(), 2 * t], 1).to(dtype)
+    net = nn.Linear(3, 24).to(dtype).eval().requires_grad_(False)
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(torch.randn(p.shape, generator=g))
+    x = net(z) + 0.01 * torch.randn(200, 24, generator=g).to(dtype)
+    return oddity.expected_metric(oddity.add_uncertainty(net, z, x)), z
+
+
+@pytest.mark.parametrize("segments", [2, 6, 12, 16, 20, 28, 64])
+def test_what_converges_between_walls_keeps_to_the_corridor_whatever_the_first_grid(segments: int) -> None:
+    M, z = corridor(torch.float32)
+    i, j = torch.tensor([5, 20]), torch.tensor([120, 190])
+    g = M.geodesic(z[i], z[j], init=oddity.Roadmap(M, z), solver=ChainSolver(segments=segments))
+    along = torch.stack([M.length(z[int(a) : int(b) + 1]) for a, b in zip(i, j, strict=True)])
+    assert bool((g.points[:, [0, -1]] == torch.stack([z[i], z[j]], 1)).all())
+    assert bool(g.converged.all()) or segments < 16, "a grid that coarse may lose its way, and says so"
+    assert bool((g.length <= 1.01 * along)[g.converged].all())
+    assert bool((g.length >= 0.9 * along)[g.converged].all())
+
+
+def test_single_precision_ends_where_double_does() -> None:
+    lengths = []
+    for dtype in (torch.float32, torch.float64):
+        M, z = corridor(dtype)
+        i, j = torch.arange(0, 60, 10), torch.arange(100, 160, 10)
+        lengths.append(M.geodesic(z[i], z[j], init=oddity.Roadmap(M, z)).require().length.double())
+    torch.testing.assert_close(*lengths, rtol=2e-3, atol=0.0)

@@ -228,13 +228,18 @@ class _Bar:
     def lengths(self, M: Manifold) -> Tensor:
         """Lengths under the metric: ``(B,)``."""
         if self._lengths is None:
-            self._lengths = M._lengths(_polyline(self.curves, self._solver.segments))
+            self._lengths = M._lengths(_polyline(self.curves, self._grid))
         return self._lengths
+
+    @property
+    def _grid(self) -> int:
+        """Segments that know the curves: of a straight line few do, a winding one would lose its corners."""
+        return self._solver.segments if self.curves.shape[1] == 2 else max(self._solver.segments, _FINE)
 
     def measured(self, M: Manifold, seems: Callable[[Tensor], Tensor]) -> Tensor:
         """The same, where they seem shorter than a curve by what stepped over nothing: ``(B,)``."""
         lengths = self.lengths(M)
-        for n in (2 * self._solver.segments, self._solver.max_segments):
+        for n in (2 * self._grid, self._solver.max_segments):
             again = seems(lengths)
             if bool(again.any()):
                 lengths[again] = _measure(M, _polyline(self.curves[again], n)).length
@@ -277,10 +282,10 @@ def _finer_starts(
     found = list[tuple[Tensor, Tensor]]()
     left, side = torch.arange(len(a), device=a.device), n
     while len(left) and side <= solver.max_segments // 2:
-        if 2 * side > paths.shape[1] - 1 or (paths.shape[1] - 1) % side:
+        if 2 * side >= paths.shape[1] or (paths.shape[1] - 1) % side:
             paths = roads.paths(a[left], b[left], 4 * side)
-        chains = paths[:, :: (paths.shape[1] - 1) // side]
-        truth = M._lengths(paths)
+        m = paths.shape[1] - 1
+        chains, truth = paths[:, :: m // side], M._lengths(_polyline(paths, min(8 * side, m)))
         over = (M._lengths(chains) - truth).abs() > _STEPS_OVER * truth
         if side > n and not bool(over.all()):
             found.append((len(a) + left[~over], chains[~over]))
@@ -322,7 +327,7 @@ def _given(M: Manifold, a: Tensor, b: Tensor, shape: torch.Size, curve: Tensor, 
 
 
 _STEPS_OVER = 0.1  # share of a path's length: a grid that misses more of it is too coarse to start on
-_CORNERS = 64  # segments, at least, on which the path of a roadmap keeps its corners
+_CORNERS = 256  # segments, at least, on which the path of a roadmap keeps its corners
 _PLACES = 1536  # where a curve is looked at, at most 1.4 / 1536 of its length from each other: what is wider is seen
 _RANKS = 32  # places on a curve where the rank of the metric is looked at
 _FAR = 4  # times the resolution: a curve with a larger residual is none that its grid resolves
@@ -448,7 +453,8 @@ class _Race:
 
     def _abandoned(self) -> Tensor:
         """Starts that were given up for one that then did not converge: they get their turn after all."""
-        done = (self.stationary & self.resolved).reshape(self.count, -1).any(0).repeat(self.count)
+        done = self.stationary & self.resolved if self.bars is None or self.count == 1 else self.verdict()[0]
+        done = done.reshape(self.count, -1).any(0).repeat(self.count)
         return ((self.segments == 0) & ~done).nonzero()[:, 0]
 
     def _grid(self, entrants: Tensor, chains: Tensor, widths: Tensor) -> tuple[Tensor, Tensor, Tensor]:

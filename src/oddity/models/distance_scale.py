@@ -32,7 +32,7 @@ _BOTTOM = 30.0  # no place is deeper
 _FAINT = math.exp(-12.0)  # the weight of wide bumps: what is left of a narrow one five reaches away
 _WIDE, _WIDE_REACH = 16, 2.0  # how many of them, and their reach in radii of their cluster
 _NODES = 500  # of the skeleton
-_BUMPS = 1000  # along it, at most, if there are not more nodes
+_BUMPS = 1000  # along it, at most
 _REACHES = 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6  # in spacings: the first one that keeps held-out codes inside
 _INSIDE = 0.9  # so many of them
 _HELD_OUT = 5  # every so many codes are
@@ -139,11 +139,7 @@ class DistanceScale(PrecisionNetwork):
         """The same of all rows: (*, d) -> (N,)."""
         rows = z.reshape(-1, z.shape[-1])
         blocks = rows.split(max(1, _NUMBERS // self.centres.numel()))
-        return (
-            torch.cat([self._mixed(self._away(some))[0] for some in blocks])
-            if len(blocks) > 1
-            else (self._mixed(self._away(rows))[0])
-        )
+        return torch.cat([self._mixed(self._away(some))[0] for some in blocks])
 
     def _mixed(self, away: Tensor) -> tuple[Tensor, Tensor]:
         """Depth (N,), and each bump's share 2 lambda q of what makes its gradient, (N, K), by the ways (d, N, K)."""

@@ -547,9 +547,10 @@ class _Race:
     def _solve_to_the_end(self, entrants: Tensor, chains: Tensor, widths: Tensor) -> tuple[ChainSolution, _Measured]:
         """Solve under the metric, guided by its sketch as far as that agrees with it; the rest in double."""
         found, measured = self._solve_in_own_precision(entrants, chains, widths)
-        noise = self.solver.segments * self.M._rounding(chains[:, chains.shape[1] // 2])
-        clear = measured.length.isfinite() & (measured.length >= _NOISY * noise)  # else chords tell nothing
-        left = (~found.stationary & ~self._spent(entrants) & clear).nonzero()[:, 0]
+        left = (~found.stationary & ~self._spent(entrants) & measured.length.isfinite()).nonzero()[:, 0]
+        if len(left):
+            noise = self.solver.segments * self.M._rounding(chains[left, chains.shape[1] // 2])
+            left = left[measured.length[left] >= _NOISY * noise]  # else chords tell nothing
         again = None
         if len(left):
             again = solve_in_double(

@@ -34,7 +34,7 @@ _WIDE, _WIDE_REACH = 16, 2.0  # how many of them, and their reach in radii of th
 _NODES = 500  # of the skeleton
 _BUMPS = 1000  # along it, at most
 _REACHES = 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6  # in spacings: the first one that keeps held-out codes inside
-_INSIDE = 0.9  # so many of them
+_INSIDE = 0.98  # so many of them
 _HELD_OUT = 5  # every so many codes are
 _DEARER = 1.75  # times the way around, a shortcut across a gap
 _MOST = 0.75  # of the shortcuts at least
@@ -275,7 +275,7 @@ class DistanceScale(PrecisionNetwork):
     ) -> Self:
         """Lay bumps along the codes, with the reach and the growth that the codes and their images ask for.
 
-        The reach is the least, in spacings of neighbours, that keeps nine of ten held-out codes inside; the growth is
+        The reach is the least, in spacings of neighbours, that keeps 49 of 50 held-out codes inside; the growth is
         what makes three quarters of the shortcuts across gaps dearer than the way around, from 100 to 4,000. W stays
         all ones.
 

@@ -122,7 +122,7 @@ def _raced(M: Manifold, a: Tensor, b: Tensor, init: Init, solver: ChainSolver) -
     names, starts, bars = _starts(M, a, b, shape, init, first, solver)
     finer = []
     if isinstance(init, Roadmap) and not isinstance(sketch, Tabulated):
-        finer = _finer_starts(M, a, b, init, first, solver, bars[-1].curves)
+        finer = _finer_starts(M, a, b, init, first, solver, bars[-1])
     race = _Race(M, starts.flatten(0, 1), len(names), solver, sketch, bars, finer)
     converged, why = race.verdict()
     pick = race.winners(converged)  # (B,)
@@ -272,7 +272,7 @@ def _starts(
 
 
 def _finer_starts(
-    M: Manifold, a: Tensor, b: Tensor, roads: Roadmap, n: int, solver: ChainSolver, paths: Tensor
+    M: Manifold, a: Tensor, b: Tensor, roads: Roadmap, n: int, solver: ChainSolver, bar: _Bar
 ) -> list[tuple[Tensor, Tensor]]:
     """Paths whose walls the first grid steps over, on the grids that don't, finest first: numbers of starts, chains.
 
@@ -280,12 +280,14 @@ def _finer_starts(
     that every grid steps over starts on the first one, as elsewhere.
     """
     found = list[tuple[Tensor, Tensor]]()
-    left, side = torch.arange(len(a), device=a.device), n
+    left, side, paths, truth = torch.arange(len(a), device=a.device), n, bar.curves, bar.lengths(M)
     while len(left) and side <= solver.max_segments // 2:
         if 2 * side >= paths.shape[1] or (paths.shape[1] - 1) % side:
             paths = roads.paths(a[left], b[left], 4 * side)
         m = paths.shape[1] - 1
-        chains, truth = paths[:, :: m // side], M._lengths(_polyline(paths, min(8 * side, m)))
+        if side > n:
+            truth = M._lengths(_polyline(paths, min(8 * side, m)))
+        chains = paths[:, :: m // side]
         over = (M._lengths(chains) - truth).abs() > _STEPS_OVER * truth
         if side > n and not bool(over.all()):
             found.append((len(a) + left[~over], chains[~over]))
@@ -453,9 +455,11 @@ class _Race:
 
     def _abandoned(self) -> Tensor:
         """Starts that were given up for one that then did not converge: they get their turn after all."""
-        done = self.stationary & self.resolved if self.bars is None or self.count == 1 else self.verdict()[0]
-        done = done.reshape(self.count, -1).any(0).repeat(self.count)
-        return ((self.segments == 0) & ~done).nonzero()[:, 0]
+        given_up = self.segments == 0
+        if bool(given_up.any()):
+            done = self.stationary & self.resolved if self.bars is None else self.verdict()[0]
+            given_up &= ~done.reshape(self.count, -1).any(0).repeat(self.count)
+        return given_up.nonzero()[:, 0]
 
     def _grid(self, entrants: Tensor, chains: Tensor, widths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Solve on one grid; return who goes on to the next, from where, and on which grid."""

@@ -18,10 +18,19 @@ from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
 from oddity.models.checks import check_positive, check_seed
-from oddity.models.rbf import DEFAULT_MIN_STD, DEFAULT_ZETA, PrecisionNetwork, Wall, check_bumps, full_zeta, placed
+from oddity.models.rbf import (
+    DEFAULT_MIN_STD,
+    DEFAULT_ZETA,
+    PrecisionNetwork,
+    Wall,
+    check_bumps,
+    check_codes,
+    full_zeta,
+    placed,
+)
 from oddity.models.skeleton import Bumps, Skeleton, bumps_along, shortcuts, skeleton
 from oddity.numerics.ambient import doors
-from oddity.numerics.expansion import ClosedForm, Expansion, PulledValue, gram
+from oddity.numerics.expansion import Expansion, PulledValue, gram
 from oddity.numerics.stages import Stage, largest_exponent
 
 __all__ = ["DistanceScale"]
@@ -84,7 +93,6 @@ class DistanceScale(PrecisionNetwork):
     [1.0, 7.1, 9.4, 10.0]
     """
 
-    centres: Tensor
     bandwidths: Tensor
     mixture: Tensor
     profile: Tensor
@@ -166,11 +174,6 @@ class DistanceScale(PrecisionNetwork):
         """How fast the variance grows with the depth, in units of the variance along the data."""
         return float(self.profile[0, 2])
 
-    @property
-    def expand_std(self) -> ClosedForm:
-        """The expansion of :meth:`std` to second order in closed form, (N, d)."""
-        return _StdForm(self)
-
     @torch.no_grad()
     def wall(self) -> Wall:
         """Measure the wall on the way out: from the bump that is farthest from their mean, straight away from it.
@@ -225,7 +228,7 @@ class DistanceScale(PrecisionNetwork):
         return std, slope * first, slope * second - 1.5 * variance * weight * slope * first * first
 
     def _depth_derived(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Depth (N,), its gradient (N, d), the bumps' shares q lambda (N, K), and the way from them (d, N, K)."""
+        """Depth (N,), its gradient (N, d), the bumps' shares 2 lambda q (N, K), and the way from them (d, N, K)."""
         away = self._away(z)
         depth, shares = self._mixed(away)
         return depth, (shares * away).sum(-1).mT, shares, away
@@ -258,9 +261,22 @@ class DistanceScale(PrecisionNetwork):
         std, first, _ = self._profiled(depth)
         return std, lambda w: (w * first).sum(1, keepdim=True) * gradient
 
-    def _away(self, z: Tensor) -> Tensor:
-        """Return ``z - c_k``, the axes first: (N, d) -> (d, N, K)."""
-        return z.mT.contiguous()[:, :, None] - self.centres.mT.contiguous()[:, None]
+    def _std_stages(self) -> list[Stage]:
+        onset, rate, growth = self.profile.T
+        one = self.zeta.new_ones(1, 1)
+        bottom = self.zeta.new_full((1,), math.exp(-_BOTTOM))
+        return [
+            Stage(self.centres.mT, activation="bump", rate=self.bandwidths),
+            Stage(self.mixture[:, None], bottom, "depth"),
+            Stage(one.expand(1, 2), -onset, "softplus", rate=rate),
+            Stage(growth[:, None], one[0], "inverse"),
+            Stage(self.weight.mT, self.zeta, "root"),
+        ]
+
+    def _bare(self, zeta: Tensor) -> PrecisionNetwork:
+        part = DistanceScale(self.centres, self.bandwidths, self.mixture, len(zeta), zeta=zeta)
+        part.profile.copy_(self.profile)
+        return part
 
     @classmethod
     def from_codes(
@@ -312,8 +328,7 @@ class DistanceScale(PrecisionNetwork):
         >>> bool(depth[0] < 0.5), bool(depth[1] > 10)
         (True, True)
         """
-        if z.ndim != 2 or len(z) < 1 or not bool(torch.isfinite(z).all()):
-            raise ValueError(f"codes of shape {tuple(z.shape)}: pass finite codes of shape (n, d) with n >= 1")
+        check_codes(z)
         check_positive(residual=residual, min_std=min_std)
         check_seed(seed)
 
@@ -323,19 +338,25 @@ class DistanceScale(PrecisionNetwork):
                 return torch.cat([decode(some).flatten(1).double().cpu() for some in places]).numpy()
 
         rows = _covering(np.unique(z.detach().double().cpu().numpy(), axis=0), seed)
-        bones = skeleton(rows[:_NODES], images(rows[:_NODES]))
-        bumps = bumps_along(bones, _reach(bones, rows, images), _BUMPS)
-        outputs = images(rows[:1]).shape[1]
-        whole, faint = torch.from_numpy(rows[:_NODES]), min(_WIDE, max(1, len(rows) // 4))
-        wide = placed(whole, faint, _WIDE_REACH, seed)
-        centres = torch.cat([torch.from_numpy(bumps.centres), wide[0]]).to(z)
-        bandwidths = torch.cat([torch.from_numpy(bumps.bandwidths), wide[1]]).to(z)
-        mixture = torch.cat([torch.from_numpy(bumps.weights), wide[1].new_full(wide[1].shape, _FAINT)]).to(z)
+        nodes = rows[:_NODES]
+        decoded = images(nodes)
+        bones = skeleton(nodes, decoded)
+        narrow = bumps_along(bones, _reach(bones, rows, images), _BUMPS)
+        clusters, wide = placed(torch.from_numpy(nodes), min(_WIDE, max(1, len(rows) // 4)), _WIDE_REACH, seed)
+        parts = (clusters.numpy(), wide.numpy(), np.full(len(wide), _FAINT))
+        bumps = Bumps(*(np.concatenate(both) for both in zip(narrow, parts, strict=True)))
+        outputs = decoded.shape[1]
         least = float(full_zeta(zeta, outputs).min())
-        last = min(1e3 / (min_std**2 * least * (_BOTTOM - _FAR)), 1e15)  # beyond, W v is a thousandth of zeta
-        scale = cls(centres, bandwidths, mixture, outputs, last=last, zeta=zeta)
-        scale.profile[0, 2] = _growth(scale, bones, images, residual, z)
-        return scale
+        centres, bandwidths, mixture = (torch.from_numpy(x).to(z) for x in bumps)
+        return cls(
+            centres,
+            bandwidths,
+            mixture,
+            outputs,
+            growth=_growth(bumps, bones, images, residual),
+            last=min(1e3 / (min_std**2 * least * (_BOTTOM - _FAR)), 1e15),  # beyond, W v is a thousandth of zeta
+            zeta=zeta,
+        )
 
 
 def _covering(rows: np.ndarray, seed: int) -> np.ndarray:
@@ -366,18 +387,13 @@ def _reach(bones: Skeleton, rows: np.ndarray, images: Callable[[np.ndarray], np.
 
 
 def _depth(bumps: Bumps, points: np.ndarray) -> np.ndarray:
+    """The depth of points before there is a network of the bumps: (n, d) -> (n,)."""
     values = np.exp(-bumps.bandwidths * cdist(points, bumps.centres, "sqeuclidean")) @ bumps.weights
     found: np.ndarray = -np.log(values + math.exp(-_BOTTOM))
     return found
 
 
-def _growth(
-    scale: DistanceScale,
-    bones: Skeleton,
-    images: Callable[[np.ndarray], np.ndarray],
-    residual: float,
-    like: Tensor,
-) -> float:
+def _growth(bumps: Bumps, bones: Skeleton, images: Callable[[np.ndarray], np.ndarray], residual: float) -> float:
     """The growth by which most of the shortcuts across gaps cost more than the way around.
 
     A line across a gap costs its decoded length, and twice the rise of sqrt(D) std: ``2 residual (sqrt(1 + growth h) -
@@ -387,8 +403,7 @@ def _growth(
     if not len(lines):
         return _LEAST_GROWTH
     count, places, d = lines.shape
-    depth = scale.depth(torch.from_numpy(lines.reshape(-1, d)).to(like)).double().cpu().numpy()
-    deepest = depth.reshape(count, places).max(1)
+    deepest = _depth(bumps, lines.reshape(-1, d)).reshape(count, places).max(1)
     gap = deepest > _ONSET + 1 / _RATE
     if not gap.any():
         return _LEAST_GROWTH
@@ -402,49 +417,3 @@ def _growth(
     room = away[wanted > 0] - rise * onset
     needed = np.where(room > 0, (rise - 1) / np.where(room > 0, room, 1), _GREATEST_GROWTH)
     return float(np.quantile(needed, _MOST).clip(_LEAST_GROWTH, _GREATEST_GROWTH))
-
-
-class _StdForm:
-    """The closed form of the standard deviation."""
-
-    def __init__(self, network: DistanceScale) -> None:
-        self.network = network
-
-    def __call__(self, z: Tensor) -> Expansion:
-        return self.network._expand_std(z)
-
-    def values(self, z: Tensor) -> Tensor:
-        return self.network.std(z)
-
-    def pulling(self, z: Tensor) -> PulledValue:
-        return self.network._pulling_std(z)
-
-    def _stages(self) -> list[Stage]:
-        whole = self.network
-        onset, rate, growth = whole.profile.T
-        mixture, one = whole.mixture[:, None], whole.zeta.new_ones(1, 1)
-        bottom = whole.zeta.new_full((1,), math.exp(-_BOTTOM))
-        return [
-            Stage(whole.centres.mT, activation="bump", rate=whole.bandwidths),
-            Stage(mixture, bottom, "depth"),
-            Stage(one.expand(1, 2), -onset, "softplus", rate=rate),
-            Stage(growth[:, None], one[0], "inverse"),
-            Stage(whole.weight.mT, whole.zeta, "root"),
-        ]
-
-    def outputs(self, index: Tensor) -> _StdForm:
-        whole = self.network
-        growth, last = whole.profile[:, 2].tolist()
-        part = DistanceScale(
-            whole.centres,
-            whole.bandwidths,
-            whole.mixture,
-            len(index),
-            growth=growth,
-            last=last,
-            zeta=whole.zeta[index],
-        )
-        part.profile.copy_(whole.profile)
-        with torch.no_grad():
-            part.weight.copy_(whole.weight[index])
-        return _StdForm(part)

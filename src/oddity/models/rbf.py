@@ -167,8 +167,7 @@ def k_means(z: Tensor, n_centres: int, *, seed: int = 0) -> tuple[Tensor, Tensor
     ValueError
         When the codes are not a finite (n, d) tensor with n >= 1, ``n_centres`` < 1, or the seed is none.
     """
-    if z.ndim != 2 or len(z) < 1 or not bool(torch.isfinite(z).all()):
-        raise ValueError(f"codes of shape {tuple(z.shape)}: pass finite codes of shape (n, d) with n >= 1")
+    check_codes(z)
     check_whole(n_centres=n_centres)
     check_seed(seed)
     rows = z.detach().double().cpu().numpy()
@@ -193,6 +192,7 @@ class PrecisionNetwork(nn.Module):
     deviation**, never the precision: mistaking one for the other turns the wall into a well.
     """
 
+    centres: Tensor
     zeta: Tensor
     weight: Tensor
 
@@ -237,7 +237,27 @@ class PrecisionNetwork(nn.Module):
     @property
     def expand_std(self) -> ClosedForm:
         """The expansion of :meth:`std` to second order in closed form, (N, d)."""
+        return _StdForm(self)
+
+    def _expand_std(self, z: Tensor) -> Expansion:
+        """Value, frame, bend and second derivatives: (N, d)."""
         raise NotImplementedError
+
+    def _pulling_std(self, z: Tensor) -> PulledValue:
+        """The standard deviation (N, D), and the map w -> J'w: (N, D) -> (N, d)."""
+        raise NotImplementedError
+
+    def _std_stages(self) -> list[Stage]:
+        """The standard deviation as a row of stages."""
+        raise NotImplementedError
+
+    def _bare(self, zeta: Tensor) -> PrecisionNetwork:
+        """A network with the same activations, for as many outputs as there are in zeta, its weight all ones."""
+        raise NotImplementedError
+
+    def _away(self, z: Tensor) -> Tensor:
+        """Return ``z - c_k``, the axes first: (N, d) -> (d, N, K)."""
+        return z.mT.contiguous()[:, :, None] - self.centres.mT.contiguous()[:, None]
 
     def std_jacobian(self, z: Tensor) -> Tensor:
         """Return the Jacobian of :meth:`std` in closed form: (*, d) -> (*, D, d)."""
@@ -305,9 +325,7 @@ class RBFPrecision(PrecisionNetwork):
             [2.0000, 2.0000, 2.0000]])
     """
 
-    centres: Tensor
     bandwidths: Tensor
-    zeta: Tensor
 
     def __init__(
         self, centres: Tensor, bandwidths: Tensor, out_features: int, *, zeta: float | Tensor = DEFAULT_ZETA
@@ -337,11 +355,6 @@ class RBFPrecision(PrecisionNetwork):
     def overlap(self) -> Tensor:
         """How many bumps there are, in sum, at each centre: (K,)."""
         return self.activations(self.centres).sum(1)
-
-    @property
-    def expand_std(self) -> ClosedForm:
-        """The expansion of :meth:`std` to second order in closed form, (N, d)."""
-        return _StdForm(self)
 
     def _expand_std(self, z: Tensor) -> Expansion:
         r"""Value, frame, bend and second derivatives of the standard deviation: (N, d).
@@ -417,9 +430,12 @@ class RBFPrecision(PrecisionNetwork):
     def _exponent_of(self, away: Tensor) -> Tensor:
         return self.bandwidths * away.square().sum(0)
 
-    def _away(self, z: Tensor) -> Tensor:
-        """Return ``z - c_k``, the axes first: (N, d) -> (d, N, K)."""
-        return z.mT.contiguous()[:, :, None] - self.centres.mT.contiguous()[:, None]
+    def _std_stages(self) -> list[Stage]:
+        bumps = Stage(self.centres.mT, activation="bump", rate=self.bandwidths)
+        return [bumps, Stage(self.weight.mT, self.zeta, "root")]
+
+    def _bare(self, zeta: Tensor) -> PrecisionNetwork:
+        return RBFPrecision(self.centres, self.bandwidths, len(zeta), zeta=zeta)
 
     @classmethod
     def from_codes(
@@ -588,7 +604,7 @@ class WeightLikelihood:
 class _StdForm:
     """The closed form of the standard deviation."""
 
-    def __init__(self, network: RBFPrecision) -> None:
+    def __init__(self, network: PrecisionNetwork) -> None:
         self.network = network
 
     def __call__(self, z: Tensor) -> Expansion:
@@ -601,16 +617,20 @@ class _StdForm:
         return self.network._pulling_std(z)
 
     def _stages(self) -> list[Stage]:
-        whole = self.network
-        bumps = Stage(whole.centres.mT, activation="bump", rate=whole.bandwidths)
-        return [bumps, Stage(whole.weight.mT, whole.zeta, "root")]
+        return self.network._std_stages()
 
     def outputs(self, index: Tensor) -> _StdForm:
         whole = self.network
-        part = RBFPrecision(whole.centres, whole.bandwidths, len(index), zeta=whole.zeta[index])
+        part = whole._bare(whole.zeta[index])
         with torch.no_grad():
             part.weight.copy_(whole.weight[index])
         return _StdForm(part)
+
+
+def check_codes(z: Tensor) -> None:
+    """Refuse what are no codes, or not finite."""
+    if z.ndim != 2 or len(z) < 1 or not bool(torch.isfinite(z).all()):
+        raise ValueError(f"codes of shape {tuple(z.shape)}: pass finite codes of shape (n, d) with n >= 1")
 
 
 def full_zeta(zeta: float | Tensor, out_features: int) -> Tensor:

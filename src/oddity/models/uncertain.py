@@ -18,6 +18,7 @@ from oddity.models.rbf import (
     PrecisionNetwork,
     RBFPrecision,
     WeightLikelihood,
+    full_zeta,
 )
 from oddity.numerics.ambient import door, doors
 from oddity.numerics.autodiff import Differential
@@ -171,8 +172,8 @@ def add_uncertainty(
     check_seed(seed)
     with torch.no_grad():
         squares = _squared_residuals(f, z, rows)
+        _refuse_loose(f, zeta, squares)
         scale = _placed(f, z, squares, n_centres, a, zeta, min_std, seed).to(z)
-        _refuse_loose(f, scale, squares)
         _fit(scale, f, z, rows, min_std, epochs)
         total = float((rows - rows.mean(0)).square().sum())
         on, off = (float(scale.std(points).mean()) for points in _witnesses(z))
@@ -232,8 +233,8 @@ def _placed(
     return RBFPrecision.from_codes(z, f.outputs, n_centres=count, a=reach, zeta=zeta, seed=seed)
 
 
-def _refuse_loose(f: Differential, scale: PrecisionNetwork, squares: Tensor) -> None:
-    worst, widest = float(squares.max().sqrt()), float(scale.zeta.rsqrt().min())
+def _refuse_loose(f: Differential, zeta: float, squares: Tensor) -> None:
+    worst, widest = float(squares.max().sqrt()), float(full_zeta(zeta, f.outputs).rsqrt().min())
     if not worst <= widest:
         raise ValueError(
             f"an output of {f.name} is off by {worst:.3g} (root mean square), more than the largest standard "
